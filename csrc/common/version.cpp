@@ -1,0 +1,7 @@
+#include "runtime/version.h"
+
+namespace runtime {
+
+const char* Version() noexcept { return RUNTIME_VERSION; }
+
+}  // namespace runtime
