@@ -20,8 +20,10 @@ __all__ = [
     "kv_store",
     "layer_norm",
     "linear",
+    "prepare_step",
     "rms_norm",
     "rotary_kv_store",
+    "sample",
     "silu_and_mul",
     "token_attention",
 ]
@@ -58,7 +60,9 @@ gelu_tanh = _by_device(reference.gelu_tanh)
 kv_store = _by_device(reference.kv_store)
 layer_norm = _by_device(reference.layer_norm)
 linear = _by_device(reference.linear)
+prepare_step = _by_device(reference.prepare_step)
 rms_norm = _by_device(reference.rms_norm)
 rotary_kv_store = _by_device(reference.rotary_kv_store)
+sample = _by_device(reference.sample)
 silu_and_mul = _by_device(reference.silu_and_mul)
 token_attention = _by_device(reference.token_attention)

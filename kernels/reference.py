@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .reference_attention import context_attention, token_attention
+from .reference_sampling import sample
+from .reference_step import prepare_step
 
 __all__ = [
     "context_attention",
@@ -18,8 +20,10 @@ __all__ = [
     "kv_store",
     "layer_norm",
     "linear",
+    "prepare_step",
     "rms_norm",
     "rotary_kv_store",
+    "sample",
     "silu_and_mul",
     "token_attention",
 ]

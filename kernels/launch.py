@@ -1,0 +1,26 @@
+"""What the launch of every kernel shares: programmatic dependent launch, warps and block sizes by width."""
+
+import functools
+from typing import Any
+
+import torch
+
+
+@functools.cache
+def _supports_pdl(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def pdl_options(tensor: torch.Tensor) -> dict[str, Any]:
+    """Keyword arguments of a launch whose kernel takes USE_PDL.
+
+    With it the kernel starts while its predecessor drains. It must call `gdc_wait` before its first access to memory
+    that an earlier kernel may touch, in every program: a kernel that does not wait lets its successors overtake.
+    Off before sm_90 and in the interpreter.
+    """
+    return {"USE_PDL": True, "launch_pdl": True} if _supports_pdl(tensor.device) else {"USE_PDL": False}
+
+
+def warps_for(block_size: int) -> int:
+    """Warps of a program over `block_size` elements, a power of two: at most 16 elements a thread up to 8 warps, then 16 warps."""
+    return min(max(block_size // 512, 1), 16)
