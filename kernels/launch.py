@@ -22,5 +22,5 @@ def pdl_options(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def warps_for(block_size: int) -> int:
-    """Warps of a program over `block_size` elements, a power of two: at most 16 elements a thread up to 8 warps, then 16 warps."""
+    """One to 16 warps for a row of `block_size` elements, a power of two: 16 elements a thread."""
     return min(max(block_size // 512, 1), 16)

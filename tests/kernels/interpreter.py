@@ -1,7 +1,8 @@
-"""Corrects bfloat16 in Triton's interpreter (3.6 to 3.9), which keeps it as uint16 and computes with those integers.
+"""Corrects Triton's interpreter (3.6 to 3.9), which keeps bfloat16 as uint16 and computes with those integers.
 
 `install()` makes loads, casts (round to nearest even), arithmetic, comparisons and `tl.dot` of bfloat16 agree with
 torch. Reductions and scans over bfloat16 stay wrong: kernels convert to float32 first, which they should anyway.
+It also gives comparisons the type int1; they keep their operands' type there, which breaks a scalar one in a mask.
 """
 
 import numpy as np
@@ -35,19 +36,21 @@ def _narrow(handle):
 
 
 def _in_float32(operation):
-    """The operation computed in float32 and rounded once; comparisons keep their result."""
+    """The operation computed in float32 and rounded once."""
 
     def call(self, *operands):
         if not any(map(_is_bfloat16, operands)):
             return operation(self, *operands)
-        result = operation(self, *map(_widen, operands))
-        return _narrow(result) if result.data.dtype == np.float32 else _as_bool(result)
+        return _narrow(operation(self, *map(_widen, operands)))
 
     return call
 
 
-def _as_bool(handle):
-    return TensorHandle(handle.data, tl.int1) if handle.data.dtype == np.bool_ else handle
+def _as_bool(compare):
+    def call(self, *operands):
+        return TensorHandle(compare(self, *map(_widen, operands)).data, tl.int1)
+
+    return call
 
 
 def _through_float32(cast):
@@ -76,11 +79,11 @@ def install():
     builder = InterpreterBuilder
     if getattr(builder, "corrects_bfloat16", False):
         return
-    compares = [name.removeprefix("create_") for name in dir(builder) if name.startswith("create_fcmp")]
-    for name in (*_ARITHMETIC, *compares):
-        attribute = f"create_{name}"
-        if hasattr(builder, attribute):
-            setattr(builder, attribute, _in_float32(getattr(builder, attribute)))
+    for name in dir(builder):
+        if name.startswith(("create_fcmp", "create_icmp")):
+            setattr(builder, name, _as_bool(getattr(builder, name)))
+        elif name.removeprefix("create_") in _ARITHMETIC:
+            setattr(builder, name, _in_float32(getattr(builder, name)))
     builder.cast_impl = _through_float32(builder.cast_impl)
     builder.create_fp_to_fp = _through_float32(builder.create_fp_to_fp)
     builder.create_dot = _dot_in_float32(builder.create_dot)

@@ -1,4 +1,4 @@
-"""The interpreter must be right before a kernel can be: bfloat16 against torch."""
+"""The interpreter must be right before a kernel can be: bfloat16 against torch, scalar masks."""
 
 import pytest
 import torch
@@ -55,3 +55,16 @@ def test_dot_accumulates_in_float32(dtype, device):
     out = torch.empty(16, 16, device=device)
     _dot_kernel[(1,)](a, b, out, N=16)
     torch.testing.assert_close(out, a.float() @ b.float(), rtol=1e-4, atol=1e-4)
+
+
+@triton.jit
+def _scalar_mask_kernel(limit_ptr, out_ptr, N: tl.constexpr):
+    cols = tl.arange(0, N)
+    tl.store(out_ptr + cols, cols, mask=(cols < N // 2) & (tl.load(limit_ptr) > 5))
+
+
+def test_a_scalar_comparison_is_part_of_a_mask(device):
+    limits, out = torch.tensor([5, 6], device=device), torch.full((2, 8), -1, dtype=torch.int32, device=device)
+    for i in range(2):
+        _scalar_mask_kernel[(1,)](limits[i:], out[i], N=8)
+    assert out.tolist() == [[-1] * 8, [0, 1, 2, 3, -1, -1, -1, -1]]
