@@ -71,10 +71,11 @@ def install_apt_packages(packages: Sequence[str]) -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise SetupError(f"first run, as root: {line}")
     say(line)
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run(["apt-get", "update", "-qq"], check=True, env=quiet, stdout=sys.stderr)
-    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-    subprocess.run(install, check=True, env=quiet, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
+        result = subprocess.run(["apt-get", "-qq", *command], env=environment, text=True, capture_output=True)
+        if result.returncode != 0:
+            raise SetupError(f"apt-get {command[0]} failed: {result.stderr.strip()}")
 
 
 # ---- what has been done --------------------------------------------------------------------------------------------
