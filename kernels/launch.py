@@ -7,8 +7,9 @@ import torch
 
 
 @functools.cache
-def _supports_pdl(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA device, (9, 0) for sm_90; (0, 0) in the interpreter."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 def pdl_options(tensor: torch.Tensor) -> dict[str, Any]:
@@ -18,7 +19,7 @@ def pdl_options(tensor: torch.Tensor) -> dict[str, Any]:
     that an earlier kernel may touch, in every program: a kernel that does not wait lets its successors overtake.
     Off before sm_90 and in the interpreter.
     """
-    return {"USE_PDL": True, "launch_pdl": True} if _supports_pdl(tensor.device) else {"USE_PDL": False}
+    return {"USE_PDL": True, "launch_pdl": True} if capability(tensor.device) >= (9, 0) else {"USE_PDL": False}
 
 
 def warps_for(block_size: int) -> int:
