@@ -1,0 +1,62 @@
+"""The model contract: a family is declared weights, a few hooks of the templates and a model class."""
+
+from .base_model import ModelMemory, TpPartBaseModel
+from .infer import (
+    BaseLayerInfer,
+    PostLayerInfer,
+    PostLayerInferTpl,
+    PreLayerInfer,
+    PreLayerInferTpl,
+    TransformerLayerInfer,
+    TransformerLayerInferTpl,
+)
+from .infer_state import InferStateInfo
+from .mem_manager import MemManager
+from .registry import known_model_types, load_model, model_class, model_class_of, register_model
+from .weights import (
+    BaseLayerWeight,
+    ColumnParallel,
+    LayerNorm,
+    MergedColumnParallel,
+    ParallelLMHead,
+    Placement,
+    PreAndPostLayerWeight,
+    QKVParallel,
+    Replicated,
+    RMSNorm,
+    RowParallel,
+    TransformerLayerWeight,
+    VocabParallelEmbedding,
+)
+
+__all__ = [
+    "BaseLayerInfer",
+    "BaseLayerWeight",
+    "ColumnParallel",
+    "InferStateInfo",
+    "LayerNorm",
+    "MemManager",
+    "MergedColumnParallel",
+    "ModelMemory",
+    "ParallelLMHead",
+    "Placement",
+    "PostLayerInfer",
+    "PostLayerInferTpl",
+    "PreAndPostLayerWeight",
+    "PreLayerInfer",
+    "PreLayerInferTpl",
+    "QKVParallel",
+    "RMSNorm",
+    "Replicated",
+    "RowParallel",
+    "TpPartBaseModel",
+    "TransformerLayerInfer",
+    "TransformerLayerInferTpl",
+    "TransformerLayerWeight",
+    "VocabParallelEmbedding",
+    "known_model_types",
+    "load_model",
+    "model_class",
+    "model_class_of",
+    "register_model",
+]

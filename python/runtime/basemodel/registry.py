@@ -1,0 +1,77 @@
+"""Finds the class of a `model_type`: models/<model_type>.py, or what was registered."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import ModelFormatError, shorten
+from ..loader import check_model_folder
+from ..loader.model_folder import read_json
+from .base_model import TpPartBaseModel
+
+ModelClass = TypeVar("ModelClass", bound=type[TpPartBaseModel])
+
+_registered: dict[str, type[TpPartBaseModel]] = {}
+
+
+def register_model(model_type: str) -> Callable[[ModelClass], ModelClass]:
+    """Class decorator: checkpoints whose config.json says `model_type` are run by this class.
+
+    For families outside this package it is enough that their module was imported. A later registration replaces an
+    earlier one.
+    """
+
+    def register(model_class: ModelClass) -> ModelClass:
+        _registered[model_type] = model_class
+        return model_class
+
+    return register
+
+
+def _built_in() -> set[str]:
+    folder = importlib.import_module("runtime.models").__path__
+    return {module.name for module in pkgutil.iter_modules(folder)}
+
+
+def known_model_types() -> list[str]:
+    """Every `model_type` that `model_class` finds, sorted."""
+    return sorted(_built_in() | set(_registered))
+
+
+def model_class(model_type: str) -> type[TpPartBaseModel]:
+    """The class of a `model_type`; ModelFormatError with the known ones."""
+    if model_type not in _registered and model_type in _built_in():
+        importlib.import_module(f"runtime.models.{model_type}")
+    if model_type in _registered:
+        return _registered[model_type]
+    known = known_model_types()
+    nearest = difflib.get_close_matches(model_type, known, n=1)
+    raise ModelFormatError(
+        f"config.json: model_type {shorten(model_type)} is unknown; known: {', '.join(known)}",
+        hint=f"nearest: {nearest[0]}" if nearest else "",
+    )
+
+
+def model_class_of(model_dir: str | Path) -> type[TpPartBaseModel]:
+    """The class that runs the model of a folder, from its config.json."""
+    model_type = read_json(check_model_folder(model_dir), "config.json").get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelFormatError("config.json has no model_type")
+    return model_class(model_type)
+
+
+def load_model(
+    model_dir: str | Path,
+    *,
+    max_total_token_num: int,
+    tp_rank: int = 0,
+    world_size: int = 1,
+    **options: Any,
+) -> TpPartBaseModel:
+    """One rank's part of the model of a folder; `options` are the keyword arguments of `TpPartBaseModel`."""
+    return model_class_of(model_dir)(tp_rank, world_size, model_dir, max_total_token_num, **options)

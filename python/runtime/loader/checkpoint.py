@@ -1,0 +1,98 @@
+"""The tensors of a model folder, read in slices."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..errors import ModelFormatError
+from .model_folder import check_model_folder, file_in_folder, read_json
+from .safetensors_header import TensorInfo, read_header
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class Checkpoint:
+    """The safetensors of a folder, one file or shards with an index.
+
+    Args:
+        model_dir: the folder.
+        optional_prefix: some checkpoints of a family name their tensors without it. Where no tensor here has it, names
+            asked for lose it.
+
+    Attributes:
+        tensors: every tensor by its name in the files.
+        bytes_read: bytes asked for so far.
+    """
+
+    def __init__(self, model_dir: str | Path, *, optional_prefix: str = "") -> None:
+        folder = check_model_folder(model_dir)
+        self.tensors = _all_tensors(folder)
+        self.bytes_read = 0
+        has_prefix = any(name.startswith(optional_prefix) for name in self.tensors)
+        self._dropped_prefix = "" if has_prefix else optional_prefix
+        self._files: dict[Path, Any] = {}
+
+    def name_of(self, declared: str) -> str:
+        """A declared name as this checkpoint spells it."""
+        return declared.removeprefix(self._dropped_prefix)
+
+    def read(self, declared: str, index: tuple[slice, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The part `index` (a slice a dimension) of a tensor; only its bytes are read."""
+        name = self.name_of(declared)
+        info = self.tensors[name]
+        if info.path not in self._files:
+            self._files[info.path] = safe_open(str(info.path), framework="pt")
+        part: Tensor = self._files[info.path].get_slice(name)[index]
+        self.bytes_read += part.numel() * part.element_size()
+        return part.to(device=device, dtype=dtype)
+
+
+def _all_tensors(folder: Path) -> dict[str, TensorInfo]:
+    if (folder / INDEX_NAME).exists():
+        return _sharded_tensors(folder)
+    if (folder / SINGLE_NAME).exists():
+        return read_header(file_in_folder(folder, SINGLE_NAME))
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names:
+        _refuse_without_safetensors(folder)
+    tensors: dict[str, TensorInfo] = {}
+    for name in names:
+        for tensor, info in read_header(file_in_folder(folder, name)).items():
+            if tensor in tensors:
+                raise ModelFormatError(f"tensor {tensor} stands in {tensors[tensor].path.name} and in {name}")
+            tensors[tensor] = info
+    return tensors
+
+
+def _refuse_without_safetensors(folder: Path) -> None:
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+    if pickled:
+        raise ModelFormatError(
+            f"{folder} has no safetensors; {pickled[0]} is not read, because such files can run code when opened",
+            hint="convert it to safetensors",
+        )
+    raise ModelFormatError(f"{folder} has no safetensors", hint="load_format='dummy' runs with random weights")
+
+
+def _sharded_tensors(folder: Path) -> dict[str, TensorInfo]:
+    weight_map = read_json(folder, INDEX_NAME).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ModelFormatError(f"{INDEX_NAME} has no weight_map from tensor names to file names")
+    headers = {name: read_header(file_in_folder(folder, name)) for name in sorted(set(weight_map.values()))}
+    absent = [
+        f"{file} lacks tensor {name} of {INDEX_NAME}" for name, file in weight_map.items() if name not in headers[file]
+    ]
+    unlisted = [
+        f"{INDEX_NAME} lacks tensor {name} of {file}"
+        for file, header in headers.items()
+        for name in header
+        if weight_map.get(name) != file
+    ]
+    if absent or unlisted:
+        raise ModelFormatError(absent + unlisted)
+    return {name: headers[file][name] for name, file in weight_map.items()}

@@ -1,0 +1,5 @@
+"""Tensor-parallel groups."""
+
+from .tp_group import TpGroup
+
+__all__ = ["TpGroup"]
