@@ -13,9 +13,11 @@ from runtime.kernels.embedding import embedding
 from runtime.kernels.gelu_tanh import gelu_tanh
 from runtime.kernels.kv_store import kv_store
 from runtime.kernels.layer_norm import layer_norm
+from runtime.kernels.prepare_step import prepare_step
 from runtime.kernels.rms_norm import rms_norm
 from runtime.kernels.rotary_kv_store import rotary_kv_store
 from runtime.kernels.silu_and_mul import silu_and_mul
+from runtime.kernels.step_state import RowState, StepInputs, StepOutputs
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 I32, I64 = torch.int32, torch.int64
@@ -49,6 +51,12 @@ def _rotary(num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, w
     rotary_kv_store(q, k, v, *tables, *at, *caches, q_norm=norm, k_norm=norm, eps=1e-6)
 
 
+def _step(vocab_size: int = 128256) -> tuple[RowState, StepInputs, StepOutputs]:
+    rows = RowState.allocate(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=vocab_size, device="cpu")
+    inputs = StepInputs.allocate(max_num_seqs=8, max_num_batched_tokens=64, device="cpu")
+    return rows, inputs, StepOutputs.allocate(max_num_seqs=8, device="cpu")
+
+
 CASES = [
     Case("rms_norm 4096 bf16", lambda: _norm(4096, BF16, rms_norm, 1)),
     Case("rms_norm 8192 fp16", lambda: _norm(8192, FP16, rms_norm, 1)),
@@ -66,5 +74,6 @@ CASES = [
             empty(8, 32, 128), empty(8, 32, 128), empty(8, dtype=I64), empty(9, 32, 16, 128), empty(9, 32, 16, 128)
         ),
     ),
+    Case("prepare_step", lambda: prepare_step(empty(4096, dtype=I32), *_step()[:2])),
     Case("copy_blocks", lambda: copy_blocks(empty(4, 8, 16, 128), empty(4, 8, 16, 128), empty(3, 2, dtype=I32))),
 ]
