@@ -4,20 +4,26 @@ A case calls the public op with empty host tensors of real shapes; nothing is co
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 
+from runtime.kernels.context_attention import context_attention
 from runtime.kernels.copy_blocks import copy_blocks
 from runtime.kernels.embedding import embedding
 from runtime.kernels.gelu_tanh import gelu_tanh
 from runtime.kernels.kv_store import kv_store
 from runtime.kernels.layer_norm import layer_norm
+from runtime.kernels.linear import launch_gemm, launch_gemv, linear
+from runtime.kernels.linear_config import GemmConfig, GemvConfig
 from runtime.kernels.prepare_step import prepare_step
 from runtime.kernels.rms_norm import rms_norm
 from runtime.kernels.rotary_kv_store import rotary_kv_store
 from runtime.kernels.silu_and_mul import silu_and_mul
 from runtime.kernels.step_state import RowState, StepInputs, StepOutputs
+from runtime.kernels.token_attention import token_attention
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 I32, I64 = torch.int32, torch.int64
@@ -57,6 +63,75 @@ def _step(vocab_size: int = 128256) -> tuple[RowState, StepInputs, StepOutputs]:
     return rows, inputs, StepOutputs.allocate(max_num_seqs=8, device="cpu")
 
 
+def _attention(
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    context: bool,
+    block_size: int = 16,
+    dtype: torch.dtype = BF16,
+    **options: Any,
+) -> None:
+    q = empty(512, heads, head_dim, dtype=dtype)
+    caches = [empty(65, kv_heads, block_size, head_dim, dtype=dtype) for _ in "kv"]
+    b_loc, b_row, b_seq_len = empty(9, 256, dtype=I32), empty(8, dtype=I32), empty(8, dtype=I32)
+    if context:
+        context_attention(q, *caches, b_loc, b_row, empty(9, dtype=I32), b_seq_len, 256, sm_scale=0.1, **options)
+    else:
+        token_attention(q[:8], *caches, b_loc, b_row, b_seq_len, 4096, sm_scale=0.1, **options)
+
+
+def _attention_cases() -> list[Case]:
+    variants: list[tuple[str, tuple[int, int, int], dict[str, Any]]] = [
+        ("32/8 heads of 128", (32, 8, 128), {}),
+        ("32/8 heads of 128, blocks of 64", (32, 8, 128), {"block_size": 64}),
+        ("32/8 heads of 128, deterministic", (32, 8, 128), {"deterministic": True}),
+        ("16/8 heads of 128", (16, 8, 128), {}),
+        ("32/32 heads of 128, alibi", (32, 32, 128), {"alibi_slopes": empty(32, dtype=FP32)}),
+        ("14/2 heads of 64", (14, 2, 64), {}),
+        ("32/32 heads of 80", (32, 32, 80), {}),
+        ("16/8 heads of 256, window, soft cap", (16, 8, 256), {"sliding_window": 4096, "soft_cap": 50.0}),
+        ("32/8 heads of 128, fp32", (32, 8, 128), {"dtype": FP32}),
+    ]
+    return [
+        Case(
+            f"{'context' if context else 'token'}_attention {name}",
+            partial(_attention, *shape, context=context, **options),
+            may_spill=options.get("dtype") == FP32 or shape[2] > 128,
+        )
+        for context in (False, True)
+        for name, shape, options in variants
+    ]
+
+
+def _linear(num_rows: int, config: GemmConfig | GemvConfig, num_out: int = 4096, num_in: int = 4096) -> None:
+    x, weight, out = empty(num_rows, num_in), empty(num_out, num_in), empty(num_rows, num_out)
+    if isinstance(config, GemvConfig):
+        launch_gemv(x, weight, None, out, config)
+    else:
+        launch_gemm(x, weight, None, out, config)
+
+
+def _deterministic_linear(num_rows: int, dtype: torch.dtype) -> None:
+    linear(empty(num_rows, 4096, dtype=dtype), empty(4096, 4096, dtype=dtype), deterministic=True)
+
+
+def _linear_cases() -> list[Case]:
+    few_rows = GemmConfig(16, 64, 128, num_warps=4, num_stages=4, splits=2)
+    return [
+        Case("linear one row", partial(_linear, 1, GemvConfig(8, 1024, 8))),
+        Case("linear 16 rows", partial(_linear, 16, few_rows)),
+        Case("linear 16 rows, transposed", partial(_linear, 16, replace(few_rows, swap=True))),
+        Case("linear 16 rows, no descriptors", partial(_linear, 16, replace(few_rows, tma=False))),
+        *(
+            Case(f"linear {num_rows} rows, deterministic, {dtype}", partial(_deterministic_linear, num_rows, dtype))
+            for dtype in (BF16, FP32)
+            for num_rows in (1, 64, 256)
+        ),
+    ]
+
+
 CASES = [
     Case("rms_norm 4096 bf16", lambda: _norm(4096, BF16, rms_norm, 1)),
     Case("rms_norm 8192 fp16", lambda: _norm(8192, FP16, rms_norm, 1)),
@@ -76,4 +151,6 @@ CASES = [
     ),
     Case("prepare_step", lambda: prepare_step(empty(4096, dtype=I32), *_step()[:2])),
     Case("copy_blocks", lambda: copy_blocks(empty(4, 8, 16, 128), empty(4, 8, 16, 128), empty(3, 2, dtype=I32))),
+    *_attention_cases(),
+    *_linear_cases(),
 ]

@@ -1,0 +1,79 @@
+"""Tile shapes of the hot kernels, by device and shape class.
+
+Committed figures, measured by `tools/tune_kernels.py`; nothing is tuned while serving. A shape without a
+measured entry gets the defaults below.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import launch
+from .attention_tile import default_key_tile, padded_dim
+from .device import device_name
+
+_CONFIG_DIR = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class TokenAttentionConfig:
+    key_tile: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+    min_share: int  # tiles of keys that a program takes at least
+
+
+@dataclass(frozen=True)
+class ContextAttentionConfig:
+    query_tile: int  # rows of the matrix tile: query tokens x heads of one KV group
+    key_tile: int
+    num_warps: int
+    num_stages: int
+
+
+@functools.cache
+def _device_table(name: str) -> dict[str, Any]:
+    path = _CONFIG_DIR / f"{name.replace(' ', '_')}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def lookup(device: torch.device, op: str, key: str) -> dict[str, Any] | None:
+    """The measured entry of `op` for this device and shape class, or None."""
+    entry: dict[str, Any] | None = _device_table(device_name(device)).get(op, {}).get(key)
+    return entry
+
+
+def token_attention_config(device: torch.device, head_dim: int, dtype: torch.dtype) -> TokenAttentionConfig:
+    """Shape class: bytes of one padded row of K."""
+    row_bytes = padded_dim(head_dim) * dtype.itemsize
+    found = lookup(device, "token_attention", str(row_bytes))
+    if found:
+        return TokenAttentionConfig(**found)
+    return TokenAttentionConfig(
+        key_tile=default_key_tile(head_dim, dtype), num_warps=4, num_stages=3, programs_per_sm=2, min_share=1
+    )
+
+
+def context_attention_config(
+    device: torch.device, head_dim: int, dtype: torch.dtype, deterministic: bool
+) -> ContextAttentionConfig:
+    """Shape class: bytes of one padded row of K. Deterministic mode keeps two accumulators and its own key tile."""
+    row_bytes = padded_dim(head_dim) * dtype.itemsize
+    found = lookup(device, "context_attention", f"{row_bytes}{'_deterministic' if deterministic else ''}")
+    if found:
+        return ContextAttentionConfig(**found)
+    key_tile = default_key_tile(head_dim, dtype)
+    if dtype.itemsize == 4:
+        return ContextAttentionConfig(query_tile=32, key_tile=key_tile, num_warps=4, num_stages=1)
+    if launch.capability(device) < (9, 0):
+        query_tile, num_warps = (32, 4) if deterministic else (64, 8)
+    else:
+        query_tile, num_warps = 64 if deterministic else 128, 8
+    return ContextAttentionConfig(query_tile=query_tile, key_tile=key_tile, num_warps=num_warps, num_stages=2)

@@ -1,0 +1,347 @@
+"""Attention of one new token per row over its paged context (decode)."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .attention_tile import (
+    DETERMINISTIC_SPLIT,
+    MIN_SCORE,
+    Scoring,
+    attend_range,
+    default_key_tile,
+    finish_row_sum,
+    merge_partial,
+    start_row_sum,
+    tensor_arguments,
+)
+from .device import num_sms
+from .launch import pdl_options
+from .tile_config import TokenAttentionConfig, token_attention_config
+from .workspace import workspace
+
+
+@triton.jit
+def _reduce_in_order(acc_ptr, stat_ptr, slot, count, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr):
+    """Adds `count` partials from `slot` on, one after the other."""
+    group = tl.arange(0, ROWS)
+    dims = tl.arange(0, DIM)
+    in_group = group < GROUP
+    row_max = tl.full([ROWS], MIN_SCORE, tl.float32)
+    row_sum = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIM], tl.float32)
+    for i in range(count):
+        line = (slot + i).to(tl.int64) * GROUP + group
+        part_max = tl.load(stat_ptr + line * 2, mask=in_group, other=MIN_SCORE, cache_modifier=".cg")
+        part_sum = tl.load(stat_ptr + line * 2 + 1, mask=in_group, other=0.0, cache_modifier=".cg")
+        part = tl.load(
+            acc_ptr + line[:, None] * DIM + dims[None, :], mask=in_group[:, None], other=0.0, cache_modifier=".cg"
+        )
+        acc, row_max, row_sum = merge_partial(acc, row_max, row_sum, part, part_max, part_sum)
+    return acc, row_sum
+
+
+@triton.jit
+def _reduce_at_once(
+    acc_ptr,
+    stat_ptr,
+    first_program,
+    count,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Adds the partials of `count` programs, PARTS of them at a time.
+
+    The first program reached this pair of row and head last, the others reached it first.
+    """
+    group = tl.arange(0, ROWS)
+    dims = tl.arange(0, DIM)
+    parts = tl.arange(0, PARTS)
+    row_max = tl.full([ROWS], MIN_SCORE, tl.float32)
+    row_sum = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIM], tl.float32)
+    for i in range(0, count, PARTS):
+        slot = 2 * (first_program + i + parts) + tl.where(i + parts == 0, 1, 0)
+        line = slot.to(tl.int64)[:, None] * GROUP + group[None, :]
+        mask = (i + parts < count)[:, None] & (group < GROUP)[None, :]
+        part_max = tl.load(stat_ptr + line * 2, mask=mask, other=MIN_SCORE, cache_modifier=".cg")
+        part_sum = tl.load(stat_ptr + line * 2 + 1, mask=mask, other=0.0, cache_modifier=".cg")
+        part = tl.load(
+            acc_ptr + line[:, :, None] * DIM + dims[None, None, :],
+            mask=mask[:, :, None],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        new_max = tl.maximum(row_max, tl.max(part_max, 0))
+        weight = tl.exp2(part_max - new_max[None, :])
+        alpha = tl.exp2(row_max - new_max)
+        row_sum = row_sum * alpha + tl.sum(part_sum * weight, 0)
+        acc = acc * alpha[:, None] + tl.sum(part * weight[:, :, None], 0)
+        row_max = new_max
+    return acc, row_sum
+
+
+@triton.jit
+def _token_attention_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    b_loc_ptr,
+    b_row_ptr,
+    b_start_loc_ptr,
+    b_seq_len_ptr,
+    slopes_ptr,
+    acc_ptr,
+    stat_ptr,
+    counter_ptr,
+    q_stride_token,
+    q_stride_head,
+    out_stride_token,
+    out_stride_head,
+    k_stride_block,
+    k_stride_head,
+    k_stride_token,
+    v_stride_block,
+    v_stride_head,
+    v_stride_token,
+    b_loc_stride,
+    batch,
+    num_kv_heads,
+    scale_log2,
+    sliding_window,
+    soft_cap,
+    HAS_ALIBI: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFT_CAP: tl.constexpr,
+    RAGGED: tl.constexpr,
+    DETERMINISTIC: tl.constexpr,
+    USE_PDL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    REDUCE_ROWS: tl.constexpr,
+    REDUCE_PARTS: tl.constexpr,
+    BATCH_TILE: tl.constexpr,
+    KEY_TILE: tl.constexpr,
+    UNIT: tl.constexpr,
+    MIN_SHARE: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    """A persistent grid over equal shares of the work.
+
+    The work is one line of units: for each row, for each KV head, its context in units of UNIT tokens. A program
+    takes a run of units; a run that covers a pair of row and head whole writes the answer, others leave a
+    partial, and the program that arrives last at the pair adds the partials up.
+    """
+    program = tl.program_id(0)
+    rows = tl.arange(0, BATCH_TILE)
+    # before the wait: lengths are older than the kernel before this one, and every kernel lets its successor start
+    # only after its own wait
+    lens = tl.load(b_seq_len_ptr + rows, mask=rows < batch, other=0)
+    units = tl.cdiv(lens, UNIT)
+    if HAS_WINDOW:
+        units -= tl.maximum(lens - sliding_window, 0) // UNIT
+    if RAGGED:
+        starts = tl.load(b_start_loc_ptr + rows, mask=rows < batch, other=0)
+        stops = tl.load(b_start_loc_ptr + rows + 1, mask=rows < batch, other=0)
+        units = tl.where(stops - starts == 1, units, 0)
+    ends = tl.cumsum(units, 0) * num_kv_heads
+    total = tl.max(ends, 0)
+    share = tl.maximum(tl.cdiv(total, tl.num_programs(0)), MIN_SHARE)
+    unit = program * share
+    stop = tl.minimum(unit + share, total)
+
+    group = tl.arange(0, ROWS)
+    dims = tl.arange(0, DIM)
+    q_mask = (group < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    if USE_PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+    while unit < stop:
+        passed = ends <= unit
+        row = tl.sum(passed.to(tl.int32), 0)
+        row_start = tl.max(tl.where(passed, ends, 0), 0)
+        seq_len = tl.load(b_seq_len_ptr + row)
+        first_unit = 0
+        if HAS_WINDOW:
+            first_unit = tl.maximum(seq_len - sliding_window, 0) // UNIT
+        row_units = tl.cdiv(seq_len, UNIT) - first_unit
+        head = (unit - row_start) // row_units
+        pair_start = row_start + head * row_units
+        pair_stop = pair_start + row_units
+        run_stop = tl.minimum(stop, pair_stop)
+        if DETERMINISTIC:
+            run_stop = unit + 1
+        token = row
+        if RAGGED:
+            token = tl.load(b_start_loc_ptr + row)
+        table_ptr = b_loc_ptr + tl.load(b_row_ptr + row).to(tl.int64) * b_loc_stride
+        k_head_ptr = k_ptr + head.to(tl.int64) * k_stride_head
+        v_head_ptr = v_ptr + head.to(tl.int64) * v_stride_head
+
+        q_heads = head * GROUP + group
+        q_ptrs = q_ptr + token.to(tl.int64) * q_stride_token + q_heads[:, None] * q_stride_head + dims[None, :]
+        q = tl.load(q_ptrs, mask=q_mask, other=0.0)
+        slopes = tl.zeros([ROWS], tl.float32)
+        if HAS_ALIBI:
+            slopes = tl.load(slopes_ptr + q_heads, mask=group < GROUP, other=0.0) * 1.4426950408889634
+
+        query_pos = tl.full([ROWS], 0, tl.int32) + (seq_len - 1)
+        row_max = tl.full([ROWS], MIN_SCORE, tl.float32)
+        row_sum = start_row_sum(ROWS, DETERMINISTIC)
+        acc = tl.zeros([ROWS, DIM], tl.float32)
+        first_token = (first_unit + unit - pair_start) * UNIT
+        last_token = tl.minimum((first_unit + run_stop - pair_start) * UNIT, seq_len)
+        acc, row_max, row_sum = attend_range(
+            q, k_head_ptr, v_head_ptr, table_ptr, first_token, last_token, seq_len,
+            k_stride_block, k_stride_token, v_stride_block, v_stride_token,
+            acc, row_max, row_sum, query_pos, slopes, scale_log2, sliding_window, soft_cap,
+            HAS_ALIBI=HAS_ALIBI,
+            HAS_WINDOW=HAS_WINDOW,
+            HAS_SOFT_CAP=HAS_SOFT_CAP,
+            BOUNDED=True,
+            DETERMINISTIC=DETERMINISTIC,
+            PRECISION=PRECISION,
+            HEAD_DIM=HEAD_DIM,
+            DIM=DIM,
+            BLOCK_SIZE=BLOCK_SIZE,
+            KEY_TILE=KEY_TILE,
+            NUM_STAGES=NUM_STAGES,
+        )  # fmt: skip
+        row_sums = finish_row_sum(row_sum, DETERMINISTIC)
+
+        out_row_ptr = out_ptr + token.to(tl.int64) * out_stride_token
+        if (unit == pair_start) & (run_stop == pair_stop):
+            out = acc / row_sums[:, None]
+            out_ptrs = out_row_ptr + q_heads[:, None] * out_stride_head + dims[None, :]
+            tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=q_mask)
+        else:
+            if DETERMINISTIC:
+                slot = unit
+                num_partials = row_units
+            else:
+                slot = 2 * program + (unit == pair_start).to(tl.int32)
+                num_partials = (pair_stop - 1) // share - pair_start // share + 1
+            line = slot.to(tl.int64) * GROUP + group
+            tl.store(stat_ptr + line * 2, row_max, mask=group < GROUP)
+            tl.store(stat_ptr + line * 2 + 1, row_sums, mask=group < GROUP)
+            tl.store(acc_ptr + line[:, None] * DIM + dims[None, :], acc, mask=(group < GROUP)[:, None])
+            tl.debug_barrier()  # every thread's stores come before the arrival is counted
+            arrived = tl.atomic_add(counter_ptr + row * num_kv_heads + head, 1, sem="acq_rel", scope="gpu")
+            if arrived == num_partials - 1:
+                tl.debug_barrier()
+                if DETERMINISTIC:
+                    total_acc, total_sum = _reduce_in_order(
+                        acc_ptr, stat_ptr, pair_start, num_partials, GROUP, REDUCE_ROWS, DIM
+                    )
+                else:
+                    total_acc, total_sum = _reduce_at_once(
+                        acc_ptr, stat_ptr, pair_start // share, num_partials, GROUP, REDUCE_ROWS, DIM, REDUCE_PARTS
+                    )
+                lanes = tl.arange(0, REDUCE_ROWS)
+                out = total_acc / total_sum[:, None]
+                out_ptrs = out_row_ptr + (head * GROUP + lanes)[:, None] * out_stride_head + dims[None, :]
+                out_mask = (lanes < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+                tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=out_mask)
+                tl.store(counter_ptr + row * num_kv_heads + head, 0)
+        unit = run_stop
+
+
+def launch_token_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    b_loc: torch.Tensor,
+    b_row: torch.Tensor,
+    b_start_loc: torch.Tensor | None,
+    b_seq_len: torch.Tensor,
+    max_len: int,
+    out: torch.Tensor,
+    scoring: Scoring,
+    config: TokenAttentionConfig | None = None,
+) -> None:
+    """Attention of the rows with one new token; with b_start_loc the other rows of a mixed batch are left alone."""
+    batch, num_kv_heads, device = b_seq_len.shape[0], k_cache.shape[1], q.device
+    tensors = tensor_arguments(q, k_cache, v_cache, b_loc, out)
+    group, dim = tensors["GROUP"], tensors["DIM"]
+    config = config or token_attention_config(device, q.shape[2], q.dtype)
+    num_programs = num_sms(device) * config.programs_per_sm
+    if scoring.deterministic:
+        key_tile, unit = default_key_tile(q.shape[2], q.dtype), DETERMINISTIC_SPLIT
+        num_partials = batch * num_kv_heads * triton.cdiv(max_len, unit)
+    else:
+        key_tile = unit = config.key_tile
+        num_partials = 2 * num_programs
+    reduce_rows = triton.next_power_of_2(group)
+    _token_attention_kernel[(num_programs,)](
+        **tensors,
+        **scoring.kernel_arguments(),
+        b_row_ptr=b_row,
+        b_start_loc_ptr=b_start_loc,
+        b_seq_len_ptr=b_seq_len,
+        acc_ptr=workspace("token_attention_acc", num_partials * group * dim, torch.float32, device),
+        stat_ptr=workspace("token_attention_stat", num_partials * group * 2, torch.float32, device),
+        counter_ptr=workspace("token_attention_counter", batch * num_kv_heads, torch.int32, device),
+        batch=batch,
+        num_kv_heads=num_kv_heads,
+        RAGGED=b_start_loc is not None,
+        ROWS=max(16, reduce_rows),
+        REDUCE_ROWS=reduce_rows,
+        REDUCE_PARTS=max(1, min(16, 8192 // (reduce_rows * dim))),
+        BATCH_TILE=triton.next_power_of_2(batch),
+        KEY_TILE=key_tile,
+        UNIT=unit,
+        MIN_SHARE=1 if scoring.deterministic else config.min_share,
+        NUM_STAGES=config.num_stages,
+        num_warps=config.num_warps,
+        **pdl_options(q),
+    )
+
+
+def token_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    b_loc: torch.Tensor,
+    b_row: torch.Tensor,
+    b_seq_len: torch.Tensor,
+    max_len: int,
+    *,
+    sm_scale: float,
+    alibi_slopes: torch.Tensor | None = None,
+    sliding_window: int = 0,
+    soft_cap: float = 0.0,
+    deterministic: bool = False,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`softmax(q @ K^T * sm_scale + bias) @ V` of the newest token of each row.
+
+    The grid is fixed and lengths are read on the device, so a captured launch serves every length up to max_len.
+
+    Args:
+        q: `[batch, heads, head_dim]`, float16, bfloat16 or float32; row i has position b_seq_len[i] - 1.
+        k_cache, v_cache: `[num_blocks + 1, num_kv_heads, block_size, head_dim]`, block_size a power of two.
+        b_loc: int32 `[rows, max_num_blocks_per_seq]`, block table.
+        b_row: int32 `[batch]`, row of b_loc of each batch row.
+        b_seq_len: int32 `[batch]`, tokens of context, the new one included, at least 1.
+        max_len: no b_seq_len is above it; sizes the workspace of deterministic mode.
+        sm_scale: factor of the scores, above 0.
+        alibi_slopes: float32 `[heads]` or None; bias `slope * key_position`.
+        sliding_window: keys that a query sees, itself included; 0: all.
+        soft_cap: scores become `soft_cap * tanh(score / soft_cap)`; 0: off.
+        deterministic: bitwise equal rows whatever the batch; equal to context_attention's.
+    """
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    scoring = Scoring(sm_scale, alibi_slopes, sliding_window, soft_cap, deterministic)
+    launch_token_attention(q, k_cache, v_cache, b_loc, b_row, None, b_seq_len, max_len, out, scoring)
+    return out
