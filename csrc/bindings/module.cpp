@@ -1,9 +1,15 @@
 // Table of contents of runtime._core; each Bind function has a file of its own.
 #include <pybind11/pybind11.h>
 
+#include "bindings/bind.h"
 #include "runtime/version.h"
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.doc() = "C++ core of the runtime: scheduler and KV cache bookkeeping.";
   m.attr("__version__") = runtime::Version();
+  runtime::bindings::BindErrors();
+  runtime::bindings::BindKvCache(m);
+  runtime::bindings::BindRequestParams(m);
+  runtime::bindings::BindScheduler(m);
+  runtime::bindings::BindStepPlan(m);
 }

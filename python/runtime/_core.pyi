@@ -4,5 +4,310 @@ C++ core of the runtime: scheduler and KV cache bookkeeping.
 
 from __future__ import annotations
 
-__all__: list[str] = list()
+import collections.abc
+import typing
+
+import numpy
+import numpy.typing
+
+__all__: list[str] = [
+    "BlockAllocator",
+    "RequestParams",
+    "Scheduler",
+    "SchedulerConfig",
+    "SchedulerStats",
+    "StepResult",
+    "step_plan",
+]
+
+class BlockAllocator:
+    """
+    Hands out KV cache blocks, ids 1..num_blocks, to the Scheduler that is built on it. Holds no tensors.
+    """
+    def __init__(self, num_blocks: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def num_free(self) -> int:
+        """
+        Blocks that nobody owns, cached ones included.
+        """
+
+class RequestParams:
+    """
+    Validated numbers of one request. Raises InvalidRequestError with the field, its value, the limit and the nearest value that works.
+    """
+    def __init__(
+        self,
+        *,
+        n: typing.Any = 1,
+        temperature: typing.Any = 1.0,
+        top_p: typing.Any = 1.0,
+        top_k: typing.Any = 0,
+        min_p: typing.Any = 0.0,
+        presence_penalty: typing.Any = 0.0,
+        frequency_penalty: typing.Any = 0.0,
+        repetition_penalty: typing.Any = 1.0,
+        seed: typing.Any = None,
+        stop_token_ids: typing.Any = None,
+        ignore_eos: typing.Any = False,
+        max_tokens: typing.Any = None,
+        min_tokens: typing.Any = 0,
+        logprobs: typing.Any = None,
+        logit_bias: typing.Any = None,
+        allowed_token_ids: typing.Any = None,
+    ) -> None: ...
+    @property
+    def is_greedy(self) -> bool: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def num_logprobs(self) -> int:
+        """
+        -1: off.
+        """
+
+class SchedulerConfig:
+    """
+    Limits of the scheduler. Raises ConfigError. preempt_every and constant_block_hash are for tests.
+    """
+    def __init__(
+        self,
+        max_num_seqs: typing.SupportsInt | typing.SupportsIndex,
+        max_num_batched_tokens: typing.SupportsInt | typing.SupportsIndex,
+        block_size: typing.SupportsInt | typing.SupportsIndex,
+        max_model_len: typing.SupportsInt | typing.SupportsIndex,
+        vocab_size: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        eos_token_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        enable_prefix_caching: bool = True,
+        num_steps_in_flight: typing.SupportsInt | typing.SupportsIndex = 1,
+        watermark: typing.SupportsFloat | typing.SupportsIndex = 0.01,
+        preempt_every: typing.SupportsInt | typing.SupportsIndex = 0,
+        max_queued_requests: typing.SupportsInt | typing.SupportsIndex = -1,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+        constant_block_hash: bool = False,
+    ) -> None: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def max_num_batched_tokens(self) -> int: ...
+    @property
+    def max_num_blocks_per_seq(self) -> int: ...
+    @property
+    def max_num_seqs(self) -> int: ...
+    @property
+    def num_steps_in_flight(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+class StepResult:
+    """
+    What a step brought, as parallel read-only numpy arrays: one entry for each sampled token, each scored row and each request that ended without one.
+    """
+    @property
+    def finish(self) -> numpy.typing.NDArray[numpy.int8]:
+        """
+        int8 [n]; 0 running, 1 stop, 2 length, 3 abort, 4 error
+        """
+    @property
+    def num_cached(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]; tokens found in the prefix cache, on the last entry
+        """
+    @property
+    def num_preemptions(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]; on the last entry
+        """
+    @property
+    def request_ids(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64 [n]
+        """
+    @property
+    def rows(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]; row index in the step's plan, -1: none
+        """
+    @property
+    def started(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64 [m]; requests whose first row was in this step
+        """
+    @property
+    def stop_ids(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]; the stop token that ended it, -1: eos, or none did
+        """
+    @property
+    def token_ids(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]; -1: none
+        """
+
+class SchedulerStats:
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def num_cached_blocks(self) -> int: ...
+    @property
+    def num_cached_tokens(self) -> int: ...
+    @property
+    def num_finished(self) -> int: ...
+    @property
+    def num_free_blocks(self) -> int: ...
+    @property
+    def num_output_tokens(self) -> int: ...
+    @property
+    def num_preemptions(self) -> int: ...
+    @property
+    def num_prompt_tokens(self) -> int: ...
+    @property
+    def num_recomputed_tokens(self) -> int: ...
+    @property
+    def num_running(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_steps_in_flight(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
+
+class Scheduler:
+    """
+    Plans steps and keeps the KV blocks. submit, abort, stop, reset_prefix_cache and wake may be called from any thread, the rest from one at a time.
+    """
+    def __init__(self, config: SchedulerConfig, allocator: BlockAllocator) -> None: ...
+    def abort(self, request_id: typing.SupportsInt | typing.SupportsIndex) -> bool:
+        """
+        True if this call ends the request.
+        """
+    def attach_plan_buffers(
+        self,
+        buffers: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
+        ],
+    ) -> None:
+        """
+        num_steps_in_flight + 1 pairs (address, num_words), written in turn. The memory must outlive the scheduler.
+        """
+    def check(self) -> None:
+        """
+        Raises RuntimeError that names the first broken invariant.
+        """
+    def reset_prefix_cache(self) -> None:
+        """
+        Forgets cached prefixes before the next step.
+        """
+    def schedule(self) -> int:
+        """
+        Plans the next step; the index of the buffer written, or -1: nothing can run now.
+        """
+    def stats(self) -> SchedulerStats: ...
+    def stop(
+        self, request_id: typing.SupportsInt | typing.SupportsIndex, num_kept: typing.SupportsInt | typing.SupportsIndex
+    ) -> None:
+        """
+        A stop string ended the request after num_kept output tokens.
+        """
+    def submit(
+        self,
+        request_id: typing.SupportsInt | typing.SupportsIndex,
+        prompt_ids: typing.Any,
+        params: RequestParams,
+        *,
+        cache_salt: str = "",
+        score_start: typing.SupportsInt | typing.SupportsIndex = -1,
+    ) -> None:
+        """
+        Queues a request. prompt_ids: a list, or fastest an int32 array. Raises InvalidRequestError, CapacityError.
+        """
+    def take_events(self) -> StepResult:
+        """
+        What no step in flight will bring: requests that ended while they waited.
+        """
+    def update(
+        self, step: typing.SupportsInt | typing.SupportsIndex, token_ids: numpy.typing.NDArray[numpy.int32]
+    ) -> StepResult:
+        """
+        Retires the oldest step in flight. token_ids: int32, one for each row of its plan.
+        """
+    def wait(self, timeout_s: typing.SupportsFloat | typing.SupportsIndex) -> bool:
+        """
+        Blocks, without the GIL, until there is something to do, wake() or the timeout; whether there is.
+        """
+    def wake(self) -> None:
+        """
+        Ends a wait().
+        """
+    @property
+    def plan_capacity(self) -> int:
+        """
+        int32 words that one plan buffer needs.
+        """
+
+class step_plan:
+    """
+    Layout of a StepPlan, in int32 words.
+    """
+
+    COPY_WORDS: typing.ClassVar[int] = 3
+    HEADER_COPIES: typing.ClassVar[int] = 16
+    HEADER_FLAGS: typing.ClassVar[int] = 21
+    HEADER_FREED_ROWS: typing.ClassVar[int] = 18
+    HEADER_HASH_HIGH: typing.ClassVar[int] = 3
+    HEADER_HASH_LOW: typing.ClassVar[int] = 2
+    HEADER_MAX_LEN: typing.ClassVar[int] = 7
+    HEADER_NEW_BLOCKS: typing.ClassVar[int] = 12
+    HEADER_NEW_ROWS: typing.ClassVar[int] = 14
+    HEADER_NUM_DECODE_ROWS: typing.ClassVar[int] = 5
+    HEADER_NUM_ROWS: typing.ClassVar[int] = 4
+    HEADER_NUM_TOKENS: typing.ClassVar[int] = 6
+    HEADER_NUM_WORDS: typing.ClassVar[int] = 20
+    HEADER_ROWS: typing.ClassVar[int] = 8
+    HEADER_STEP: typing.ClassVar[int] = 1
+    HEADER_TOKENS: typing.ClassVar[int] = 10
+    HEADER_VERSION: typing.ClassVar[int] = 0
+    HEADER_WORDS: typing.ClassVar[int] = 24
+    MAX_MASKED_IDS: typing.ClassVar[int] = 64
+    NEW_BLOCK_WORDS: typing.ClassVar[int] = 3
+    NEW_ROW_ALLOWED_IDS: typing.ClassVar[int] = 20
+    NEW_ROW_EPOCH: typing.ClassVar[int] = 1
+    NEW_ROW_FLAGS: typing.ClassVar[int] = 2
+    NEW_ROW_FREQUENCY_PENALTY: typing.ClassVar[int] = 8
+    NEW_ROW_KNOWN_IDS: typing.ClassVar[int] = 16
+    NEW_ROW_LOGIT_BIAS: typing.ClassVar[int] = 18
+    NEW_ROW_MASKED_IDS: typing.ClassVar[int] = 22
+    NEW_ROW_MIN_P: typing.ClassVar[int] = 6
+    NEW_ROW_MIN_TOKENS: typing.ClassVar[int] = 13
+    NEW_ROW_NUM_LOGPROBS: typing.ClassVar[int] = 14
+    NEW_ROW_PRESENCE_PENALTY: typing.ClassVar[int] = 7
+    NEW_ROW_PROMPT_LEN: typing.ClassVar[int] = 12
+    NEW_ROW_REPETITION_PENALTY: typing.ClassVar[int] = 9
+    NEW_ROW_ROW: typing.ClassVar[int] = 0
+    NEW_ROW_SCORE_START: typing.ClassVar[int] = 15
+    NEW_ROW_SEED_HIGH: typing.ClassVar[int] = 11
+    NEW_ROW_SEED_LOW: typing.ClassVar[int] = 10
+    NEW_ROW_TEMPERATURE: typing.ClassVar[int] = 3
+    NEW_ROW_TOP_K: typing.ClassVar[int] = 5
+    NEW_ROW_TOP_P: typing.ClassVar[int] = 4
+    NEW_ROW_WORDS: typing.ClassVar[int] = 32
+    ROW_HOST_TOKENS: typing.ClassVar[int] = 2
+    ROW_SAMPLE: typing.ClassVar[int] = 1
+    ROW_SCORE: typing.ClassVar[int] = 4
+    ROW_WORDS: typing.ClassVar[int] = 4
+    SAMPLE_ALLOWED: typing.ClassVar[int] = 32
+    SAMPLE_FILTER: typing.ClassVar[int] = 4
+    SAMPLE_GREEDY: typing.ClassVar[int] = 1
+    SAMPLE_LOGIT_BIAS: typing.ClassVar[int] = 16
+    SAMPLE_LOGPROBS: typing.ClassVar[int] = 8
+    SAMPLE_MIN_TOKENS: typing.ClassVar[int] = 64
+    SAMPLE_PENALTIES: typing.ClassVar[int] = 2
+    SAMPLE_SCORE: typing.ClassVar[int] = 128
+    STEP_GREEDY_ONLY: typing.ClassVar[int] = 1
+    VERSION: typing.ClassVar[int] = 1
+
 __version__: str = "0.1.0"

@@ -12,7 +12,7 @@ from .infer import (
 )
 from .infer_state import InferStateInfo
 from .mem_manager import MemManager
-from .registry import known_model_types, load_model, model_class, model_class_of, register_model
+from .registry import known_model_types, load_model, model_class, model_class_of, register_model, tp_sizes
 from .weights import (
     BaseLayerWeight,
     ColumnParallel,
@@ -59,4 +59,5 @@ __all__ = [
     "model_class",
     "model_class_of",
     "register_model",
+    "tp_sizes",
 ]

@@ -54,7 +54,7 @@ class TpPartBaseModel:
         tp_group: the collectives; needed when world_size > 1.
         block_size: tokens of a KV block, a power of two.
         dtype: of weights, activations and KV cache: "auto" (the checkpoint's), a name or a torch.dtype.
-        device: a torch device.
+        device: a torch device. On "meta" the model is checked against the folder and counted, without reading a weight.
         load_format: "auto" and "safetensors" read the folder; "dummy" makes random weights from config.json alone.
         max_model_len: longest context; None: what the checkpoint was made for.
         max_num_seqs: request slots of the block tables that `new_b_loc` makes.

@@ -148,12 +148,15 @@ class PostLayerInferTpl(PostLayerInfer):
 
     def context_forward(self, input: Stream, infer_state: InferStateInfo, layer_weight: Any) -> Tensor:
         index = infer_state.logits_index
-        if index is None:
-            index = infer_state.b_start_loc[1:] - 1
-        x, residual = input
-        return self.token_forward((None if x is None else x[index], residual[index]), infer_state, layer_weight)
+        return self._logits(input, infer_state.b_start_loc[1:] - 1 if index is None else index, layer_weight)
 
     def token_forward(self, input: Stream, infer_state: InferStateInfo, layer_weight: Any) -> Tensor:
-        x, _ = layer_weight.final_norm.of_sum(*input)
+        return self._logits(input, infer_state.logits_index, layer_weight)
+
+    def _logits(self, stream: Stream, index: Tensor | None, layer_weight: Any) -> Tensor:
+        if index is not None:
+            x, residual = stream
+            stream = (None if x is None else x[index], residual[index])
+        x, _ = layer_weight.final_norm.of_sum(*stream)
         logits: Tensor = layer_weight.lm_head(x)
         return logits

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import ModelFormatError, shorten
+from ..errors import ConfigError, ModelFormatError, shorten
 from ..loader import check_model_folder
 from ..loader.model_folder import read_json
+from ..parallel import TpGroup
 from .base_model import TpPartBaseModel
 
 ModelClass = TypeVar("ModelClass", bound=type[TpPartBaseModel])
@@ -63,6 +64,25 @@ def model_class_of(model_dir: str | Path) -> type[TpPartBaseModel]:
     if not isinstance(model_type, str):
         raise ModelFormatError("config.json has no model_type")
     return model_class(model_type)
+
+
+class _GroupOfShapes(TpGroup):
+    """Rank 0 of any size, for a model on the meta device, which never runs."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+def tp_sizes(model_dir: str | Path, largest: int = 16) -> list[int]:
+    """Numbers of ranks, up to `largest`, over which the model of a folder can be split; reads no weight."""
+    family, found = model_class_of(model_dir), []
+    for size in range(1, largest + 1):
+        try:
+            family(0, size, model_dir, 16, tp_group=_GroupOfShapes(size), device="meta", load_format="dummy")
+        except ConfigError:
+            continue
+        found.append(size)
+    return found
 
 
 def load_model(

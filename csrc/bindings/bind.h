@@ -1,0 +1,13 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace runtime::bindings {
+
+void BindErrors();
+void BindKvCache(pybind11::module_& m);
+void BindRequestParams(pybind11::module_& m);
+void BindScheduler(pybind11::module_& m);
+void BindStepPlan(pybind11::module_& m);
+
+}  // namespace runtime::bindings

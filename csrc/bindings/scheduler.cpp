@@ -1,0 +1,203 @@
+#include "runtime/scheduler.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <utility>
+
+#include "bindings/bind.h"
+#include "runtime/error.h"
+
+namespace py = pybind11;
+
+namespace runtime::bindings {
+namespace {
+
+// A read-only view of one array of a result, which stays alive with it.
+template <typename Item, auto Member>
+py::array_t<Item> View(const py::object& self) {
+  const auto& values = self.cast<const StepResult&>().*Member;
+  static_assert(sizeof(Item) == sizeof(values[0]));
+  const auto size = static_cast<py::ssize_t>(values.size());
+  py::array_t<Item> view(size, reinterpret_cast<const Item*>(values.data()), self);
+  py::detail::array_proxy(view.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  return view;
+}
+
+std::vector<TokenId> ToTokenIds(const py::object& ids) {
+  if (py::array_t<TokenId, py::array::c_style>::check_(ids)) {
+    const auto array = py::reinterpret_borrow<py::array_t<TokenId, py::array::c_style>>(ids);
+    return {array.data(), array.data() + array.size()};
+  }
+  const auto sequence = py::reinterpret_steal<py::object>(
+      PySequence_Fast(ids.ptr(), "prompt_ids must be a list or an array of token ids"));
+  if (!sequence) throw py::error_already_set();
+  const Py_ssize_t size = PySequence_Fast_GET_SIZE(sequence.ptr());
+  std::vector<TokenId> tokens;
+  tokens.reserve(static_cast<std::size_t>(size));
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject* item = PySequence_Fast_GET_ITEM(sequence.ptr(), i);
+    const Py_ssize_t id = PyNumber_AsSsize_t(item, nullptr);  // clips what does not fit
+    if (id == -1 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      throw InvalidRequest("prompt_ids", py::str(py::repr(item)), "integers");
+    }
+    if (id != static_cast<TokenId>(id)) {
+      throw InvalidRequest("prompt_ids", "token id " + std::to_string(id),
+                           "token ids of the vocabulary");
+    }
+    tokens.push_back(static_cast<TokenId>(id));
+  }
+  return tokens;
+}
+
+SchedulerConfig MakeConfig(std::int32_t max_num_seqs, std::int32_t max_num_batched_tokens,
+                           std::int32_t block_size, std::int32_t max_model_len,
+                           std::int32_t vocab_size, std::vector<TokenId> eos_token_ids,
+                           bool enable_prefix_caching, std::int32_t num_steps_in_flight,
+                           double watermark, std::int32_t preempt_every,
+                           std::int32_t max_queued_requests, std::int64_t seed,
+                           bool constant_block_hash) {
+  SchedulerConfig config;
+  config.max_num_seqs = max_num_seqs;
+  config.max_num_batched_tokens = max_num_batched_tokens;
+  config.block_size = block_size;
+  config.max_model_len = max_model_len;
+  config.vocab_size = vocab_size;
+  config.eos_token_ids = std::move(eos_token_ids);
+  config.enable_prefix_caching = enable_prefix_caching;
+  config.num_steps_in_flight = num_steps_in_flight;
+  config.watermark = watermark;
+  config.preempt_every = preempt_every;
+  config.max_queued_requests = max_queued_requests;
+  config.seed = seed;
+  config.constant_block_hash = constant_block_hash;
+  config.Validate();
+  return config;
+}
+
+void AttachPlanBuffers(Scheduler& scheduler,
+                       const std::vector<std::pair<std::uintptr_t, std::size_t>>& buffers) {
+  std::vector<PlanBuffer> spans;
+  for (const auto& [address, num_words] : buffers) {
+    spans.emplace_back(reinterpret_cast<std::int32_t*>(address), num_words);
+  }
+  scheduler.AttachPlanBuffers(spans);
+}
+
+StepResult Update(Scheduler& scheduler, std::int32_t step,
+                  const py::array_t<TokenId, py::array::c_style>& token_ids) {
+  return scheduler.Update(step, {token_ids.data(), static_cast<std::size_t>(token_ids.size())});
+}
+
+void BindConfig(py::module_& m) {
+  using py::literals::operator""_a;
+  py::class_<SchedulerConfig>(m, "SchedulerConfig",
+                              "Limits of the scheduler. Raises ConfigError. preempt_every and "
+                              "constant_block_hash are for tests.")
+      .def(py::init(&MakeConfig), "max_num_seqs"_a, "max_num_batched_tokens"_a, "block_size"_a,
+           "max_model_len"_a, "vocab_size"_a, py::kw_only(),
+           "eos_token_ids"_a = std::vector<TokenId>{}, "enable_prefix_caching"_a = true,
+           "num_steps_in_flight"_a = 1, "watermark"_a = 0.01, "preempt_every"_a = 0,
+           "max_queued_requests"_a = -1, "seed"_a = 0, "constant_block_hash"_a = false)
+      .def_readonly("max_num_seqs", &SchedulerConfig::max_num_seqs)
+      .def_readonly("max_num_batched_tokens", &SchedulerConfig::max_num_batched_tokens)
+      .def_readonly("block_size", &SchedulerConfig::block_size)
+      .def_readonly("max_model_len", &SchedulerConfig::max_model_len)
+      .def_readonly("vocab_size", &SchedulerConfig::vocab_size)
+      .def_readonly("num_steps_in_flight", &SchedulerConfig::num_steps_in_flight)
+      .def_property_readonly("max_num_blocks_per_seq", &SchedulerConfig::max_num_blocks_per_seq);
+}
+
+void BindResult(py::module_& m) {
+  using R = StepResult;
+  py::class_<R>(
+      m, "StepResult",
+      "What a step brought, as parallel read-only numpy arrays: one entry for each sampled "
+      "token, each scored row and each request that ended without one.")
+      .def_property_readonly("request_ids", &View<RequestId, &R::request_ids>, "int64 [n]")
+      .def_property_readonly("token_ids", &View<TokenId, &R::token_ids>, "int32 [n]; -1: none")
+      .def_property_readonly("finish", &View<std::int8_t, &R::finish>,
+                             "int8 [n]; 0 running, 1 stop, 2 length, 3 abort, 4 error")
+      .def_property_readonly("rows", &View<std::int32_t, &R::rows>,
+                             "int32 [n]; row index in the step's plan, -1: none")
+      .def_property_readonly("stop_ids", &View<TokenId, &R::stop_ids>,
+                             "int32 [n]; the stop token that ended it, -1: eos, or none did")
+      .def_property_readonly("num_cached", &View<std::int32_t, &R::num_cached>,
+                             "int32 [n]; tokens found in the prefix cache, on the last entry")
+      .def_property_readonly("num_preemptions", &View<std::int32_t, &R::num_preemptions>,
+                             "int32 [n]; on the last entry")
+      .def_property_readonly("started", &View<RequestId, &R::started>,
+                             "int64 [m]; requests whose first row was in this step");
+}
+
+void BindStats(py::module_& m) {
+  using S = SchedulerStats;
+  py::class_<S>(m, "SchedulerStats")
+      .def_readonly("num_waiting", &S::num_waiting)
+      .def_readonly("num_running", &S::num_running)
+      .def_readonly("num_steps_in_flight", &S::num_steps_in_flight)
+      .def_readonly("num_blocks", &S::num_blocks)
+      .def_readonly("num_free_blocks", &S::num_free_blocks)
+      .def_readonly("num_cached_blocks", &S::num_cached_blocks)
+      .def_readonly("num_steps", &S::num_steps)
+      .def_readonly("num_prompt_tokens", &S::num_prompt_tokens)
+      .def_readonly("num_cached_tokens", &S::num_cached_tokens)
+      .def_readonly("num_output_tokens", &S::num_output_tokens)
+      .def_readonly("num_recomputed_tokens", &S::num_recomputed_tokens)
+      .def_readonly("num_preemptions", &S::num_preemptions)
+      .def_readonly("num_finished", &S::num_finished);
+}
+
+}  // namespace
+
+void BindScheduler(py::module_& m) {
+  using py::literals::operator""_a;
+  BindConfig(m);
+  BindResult(m);
+  BindStats(m);
+  py::class_<Scheduler>(m, "Scheduler",
+                        "Plans steps and keeps the KV blocks. submit, abort, stop, "
+                        "reset_prefix_cache and wake may be called from any thread, the rest from "
+                        "one at a time.")
+      .def(py::init<const SchedulerConfig&, BlockAllocator&>(), "config"_a, "allocator"_a,
+           py::keep_alive<1, 3>())
+      .def_property_readonly("plan_capacity", &Scheduler::plan_capacity,
+                             "int32 words that one plan buffer needs.")
+      .def("attach_plan_buffers", &AttachPlanBuffers, "buffers"_a,
+           "num_steps_in_flight + 1 pairs (address, num_words), written in turn. The memory must "
+           "outlive the scheduler.")
+      .def(
+          "submit",
+          [](Scheduler& self, RequestId request_id, const py::object& prompt_ids,
+             const RequestParams& params, std::string cache_salt, std::int32_t score_start) {
+            self.Submit(request_id, ToTokenIds(prompt_ids), params,
+                        {std::move(cache_salt), score_start});
+          },
+          "request_id"_a, "prompt_ids"_a, "params"_a, py::kw_only(), "cache_salt"_a = "",
+          "score_start"_a = -1,
+          "Queues a request. prompt_ids: a list, or fastest an int32 array. Raises "
+          "InvalidRequestError, CapacityError.")
+      .def("abort", &Scheduler::Abort, "request_id"_a, "True if this call ends the request.")
+      .def("stop", &Scheduler::Stop, "request_id"_a, "num_kept"_a,
+           "A stop string ended the request after num_kept output tokens.")
+      .def("reset_prefix_cache", &Scheduler::ResetPrefixCache,
+           "Forgets cached prefixes before the next step.")
+      .def("schedule", &Scheduler::Schedule,
+           "Plans the next step; the index of the buffer written, or -1: nothing can run now.")
+      .def("update", &Update, "step"_a, py::arg("token_ids").noconvert(),
+           "Retires the oldest step in flight. token_ids: int32, one for each row of its plan.")
+      .def(
+          "take_events", [](Scheduler& self) -> StepResult { return self.TakeEvents(); },
+          "What no step in flight will bring: requests that ended while they waited.")
+      .def("wait", &Scheduler::Wait, "timeout_s"_a, py::call_guard<py::gil_scoped_release>(),
+           "Blocks, without the GIL, until there is something to do, wake() or the timeout; "
+           "whether there is.")
+      .def("wake", &Scheduler::Wake, "Ends a wait().")
+      .def("stats", &Scheduler::stats)
+      .def("check", &Scheduler::Check,
+           "Raises RuntimeError that names the first broken invariant.");
+}
+
+}  // namespace runtime::bindings

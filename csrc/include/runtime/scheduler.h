@@ -1,0 +1,113 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/block_allocator.h"
+#include "runtime/request_params.h"
+#include "runtime/scheduler_config.h"
+#include "runtime/types.h"
+
+namespace runtime {
+
+enum class FinishReason : std::int8_t { kNone = 0, kStop = 1, kLength = 2, kAbort = 3, kError = 4 };
+
+// What a step brought, one entry for each sampled token, each scored row and each request that
+// ended without one. Parallel arrays.
+struct StepResult {
+  std::vector<RequestId> request_ids;
+  std::vector<TokenId> token_ids;             // -1: none
+  std::vector<FinishReason> finish;           // exactly one entry of a request is not kNone
+  std::vector<std::int32_t> rows;             // row index in the step's plan; -1: none
+  std::vector<TokenId> stop_ids;              // the stop token that ended it; -1: eos, or none did
+  std::vector<std::int32_t> num_cached;       // prefix hit in tokens; on the last entry, else 0
+  std::vector<std::int32_t> num_preemptions;  // likewise
+  std::vector<RequestId> started;             // requests whose first row was in this step
+};
+
+struct SchedulerStats {
+  std::int32_t num_waiting = 0;  // preempted ones included
+  std::int32_t num_running = 0;
+  std::int32_t num_steps_in_flight = 0;
+  std::int32_t num_blocks = 0;
+  std::int32_t num_free_blocks = 0;  // cached ones that nobody holds included
+  std::int32_t num_cached_blocks = 0;
+  std::int64_t num_steps = 0;
+  std::int64_t num_prompt_tokens = 0;  // of requests that started
+  std::int64_t num_cached_tokens = 0;  // of those, found in the prefix cache
+  std::int64_t num_output_tokens = 0;
+  std::int64_t num_recomputed_tokens = 0;  // computed again after a preemption
+  std::int64_t num_preemptions = 0;
+  std::int64_t num_finished = 0;
+};
+
+// Memory for one StepPlan, owned by the caller; int32 words.
+using PlanBuffer = std::span<std::int32_t>;
+
+struct SubmitOptions {
+  std::string cache_salt;         // requests share cached prefixes only under equal salts
+  std::int32_t score_start = -1;  // >= 0: sample nothing, score prompt ids from this index on
+};
+
+// Decides, step by step, which requests advance by how many tokens, and keeps the KV blocks.
+//
+// Continuous batching under one token budget per step: decodes first, then prefill chunks, then new
+// requests in the order of their arrival. When blocks run out the last one is preempted and later
+// recomputed. Its state is a function of its configuration and of the calls made to it.
+//
+// Submit, Abort, Stop, ResetPrefixCache and Wake may be called from any thread; everything else
+// from one thread at a time.
+class Scheduler {
+ public:
+  // Throws ConfigError. The allocator must outlive the scheduler, which is its only caller from
+  // now.
+  Scheduler(const SchedulerConfig& config, BlockAllocator& allocator);
+  ~Scheduler();
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  // Words that the largest plan needs.
+  std::int64_t plan_capacity() const;
+  // num_steps_in_flight + 1 buffers of at least plan_capacity() words, written in turn. They must
+  // outlive the scheduler or the next call.
+  void AttachPlanBuffers(std::span<const PlanBuffer> buffers);
+
+  // Throws InvalidRequest, or CapacityError when max_queued_requests wait already.
+  void Submit(RequestId id, std::vector<TokenId> prompt_ids, const RequestParams& params,
+              SubmitOptions options = {});
+  // True if this call ends the request; its last entry follows in a StepResult.
+  bool Abort(RequestId id);
+  // A stop string ended it after `num_kept` output tokens. No effect on a request that has ended.
+  void Stop(RequestId id, std::int32_t num_kept);
+  // Forgets cached prefixes before the next step; requests that run keep their blocks.
+  void ResetPrefixCache();
+
+  // Plans the next step. Returns the index of the buffer that now holds it, or -1 when nothing can
+  // run or num_steps_in_flight steps are unretired.
+  std::int32_t Schedule();
+  // Retires the oldest step in flight: `step` as in its plan, one token per row of its plan
+  // (ignored for rows without the SAMPLE flag; an id outside the vocabulary ends its request with
+  // kError). The result is valid until the next call of Update or TakeEvents.
+  const StepResult& Update(std::int32_t step, std::span<const TokenId> token_ids);
+  // What no step in flight will bring: requests that ended while they waited.
+  const StepResult& TakeEvents();
+
+  // Blocks until there is a request or an event to handle, or until Wake or the timeout. Returns
+  // whether there is.
+  bool Wait(double timeout_s);
+  void Wake();
+
+  SchedulerStats stats() const;
+  // Throws InvariantError that names the first broken invariant.
+  void Check() const;
+
+ private:
+  friend struct SchedulerPeer;
+  class Core;
+  std::unique_ptr<Core> core_;
+};
+
+}  // namespace runtime

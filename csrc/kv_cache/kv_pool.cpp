@@ -1,0 +1,69 @@
+#include "kv_cache/kv_pool.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "common/check.h"
+#include "runtime/error.h"
+
+namespace runtime {
+
+KvPool::KvPool(BlockAllocator& allocator, const Options& options)
+    : allocator_(allocator),
+      options_(options),
+      block_shift_(std::countr_zero(static_cast<std::uint32_t>(options.block_size))),
+      watermark_(static_cast<std::int32_t>(std::ceil(options.watermark * allocator.num_blocks()))),
+      cache_(allocator, {options.block_size, options.hash_seed, options.constant_hash}) {}
+
+KvPool::Hit KvPool::Match(KvShare& share, std::span<const TokenId> tokens,
+                          std::int32_t max_tokens) {
+  Hit hit;
+  if (!options_.enable_prefix_caching) return hit;
+  hit.blocks = cache_.Match(share.chain, tokens, max_tokens / options_.block_size);
+  for (const BlockId block : hit.blocks) hit.num_free += allocator_.num_owners(block) == 0;
+  return hit;
+}
+
+void KvPool::Adopt(KvShare& share, const Hit& hit) {
+  Ensure(share.table.size() == 0, "a cached prefix starts an empty block table");
+  cache_.Adopt(share.chain, hit.blocks, share.table);
+}
+
+void KvPool::Reserve(KvShare& share, std::int32_t count) {
+  Ensure(num_available() >= count, "reserved blocks are free");
+  share.num_reserved += count;
+  num_reserved_ += count;
+}
+
+void KvPool::Extend(KvShare& share, std::int32_t count) {
+  Ensure(CanExtend(share, count, 0), "blocks set aside for one request are taken by no other");
+  const std::int32_t from_reserve = std::min(count, share.num_reserved);
+  share.num_reserved -= from_reserve;
+  num_reserved_ -= from_reserve;
+  Ensure(share.table.Append(count), "available blocks are free");
+}
+
+void KvPool::Publish(KvShare& share, std::span<const TokenId> tokens, std::int32_t num_final) {
+  if (!options_.enable_prefix_caching) return;
+  const std::int32_t num_full = num_final >> block_shift_;
+  while (share.chain.open && share.chain.num_indexed < num_full) {
+    cache_.Publish(share.chain, tokens, share.table, num_available() > 0);
+  }
+}
+
+void KvPool::Release(KvShare& share) {
+  num_reserved_ -= share.num_reserved;
+  share.num_reserved = 0;
+  PrefixCache::Release(share.chain, share.table);
+}
+
+void KvPool::Check() const {
+  allocator_.Check();
+  cache_.Check();
+  if (num_reserved_ < 0 || num_available() < 0) {
+    throw InvariantError("more blocks are set aside than are free");
+  }
+}
+
+}  // namespace runtime

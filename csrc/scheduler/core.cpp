@@ -1,0 +1,210 @@
+#include "scheduler/core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/check.h"
+#include "runtime/error.h"
+
+namespace runtime {
+namespace {
+
+KvPool::Options PoolOptions(const SchedulerConfig& config) {
+  KvPool::Options options;
+  options.block_size = config.block_size;
+  options.watermark = config.watermark;
+  options.enable_prefix_caching = config.enable_prefix_caching;
+  options.hash_seed = static_cast<std::uint64_t>(config.seed);
+  options.constant_hash = config.constant_block_hash;
+  return options;
+}
+
+void Clear(StepResult& result) {
+  result.request_ids.clear();
+  result.token_ids.clear();
+  result.finish.clear();
+  result.rows.clear();
+  result.stop_ids.clear();
+  result.num_cached.clear();
+  result.num_preemptions.clear();
+  result.started.clear();
+}
+
+void Reserve(StepResult& result, std::size_t count) {
+  result.request_ids.reserve(count);
+  result.token_ids.reserve(count);
+  result.finish.reserve(count);
+  result.rows.reserve(count);
+  result.stop_ids.reserve(count);
+  result.num_cached.reserve(count);
+  result.num_preemptions.reserve(count);
+  result.started.reserve(count);
+}
+
+}  // namespace
+
+Scheduler::Core::Core(const SchedulerConfig& config, BlockAllocator& allocator)
+    : config_((config.Validate(), config)),
+      allocator_(allocator),
+      kv_(allocator, PoolOptions(config)),
+      writer_(config),
+      inbox_(config.max_queued_requests),
+      order_(std::make_unique<FirstComeFirstServed>()),
+      victim_(std::make_unique<LastComeVictim>()),
+      admission_(std::make_unique<AdmitWhenItFits>()) {
+  const auto num_rows = static_cast<std::size_t>(config.max_num_seqs);
+  for (std::int32_t row = config.max_num_seqs; row-- > 0;) free_rows_.push_back(row);
+  running_.reserve(num_rows);
+  draft_.decode_rows.reserve(num_rows);
+  draft_.prefill_rows.reserve(num_rows);
+  draft_.new_blocks.reserve(num_rows);
+  draft_.new_rows.reserve(num_rows);
+  draft_.freed_rows.reserve(num_rows);
+  draft_.started.reserve(num_rows);
+  for (InFlightStep& step : steps_) {
+    step.rows.reserve(num_rows);
+    step.started.reserve(num_rows);
+  }
+  Reserve(events_, num_rows);
+  Reserve(result_, num_rows);
+}
+
+Scheduler::Core::~Core() {
+  // requests give their blocks back before the allocator can be destroyed
+  for (auto& [id, request] : requests_) kv_.Release(request->kv);
+  for (auto& request : ended_) kv_.Release(request->kv);
+}
+
+void Scheduler::Core::AttachPlanBuffers(std::span<const PlanBuffer> buffers) {
+  Require(num_in_flight_ == 0, "plan buffers are attached while no step is in flight");
+  Require(buffers.size() == static_cast<std::size_t>(config_.num_steps_in_flight) + 1,
+          "num_steps_in_flight + 1 plan buffers are needed");
+  for (const PlanBuffer& buffer : buffers) {
+    Require(
+        static_cast<std::int64_t>(buffer.size()) >= writer_.capacity() && buffer.data() != nullptr,
+        "a plan buffer needs plan_capacity words");
+  }
+  buffers_.assign(buffers.begin(), buffers.end());
+  next_buffer_ = 0;
+}
+
+void Scheduler::Core::DrainInbox() {
+  inbox_.Drain(drained_);
+  for (InboxEvent& event : drained_) Handle(event);
+  drained_.clear();
+}
+
+void Scheduler::Core::Handle(InboxEvent& event) {
+  if (event.kind == InboxEvent::Kind::kResetPrefixCache) {
+    for (auto& [id, request] : requests_) request->kv.chain.open = false;
+    kv_.ClearPrefixes();
+    return;
+  }
+  if (event.kind == InboxEvent::Kind::kSubmit) {
+    Request& request = *event.request;
+    request.arrival = num_arrived_++;
+    requests_.emplace(event.id, std::move(event.request));
+    InsertWaiting(request);
+    return;
+  }
+  const auto found = requests_.find(event.id);
+  if (found == requests_.end()) return;  // it ended by itself meanwhile
+  Request& request = *found->second;
+  const bool is_stop = event.kind == InboxEvent::Kind::kStop;
+  if (is_stop) totals_.num_output_tokens -= std::max(request.num_outputs() - event.num_kept, 0);
+  Finish(request, is_stop ? FinishReason::kStop : FinishReason::kAbort, -1, -1, -1);
+  Settle(request);
+}
+
+void Scheduler::Core::InsertWaiting(Request& request) {
+  const auto before = [this](const Request* a, const Request* b) { return order_->Before(*a, *b); };
+  waiting_.insert(std::ranges::upper_bound(waiting_, &request, before), &request);
+}
+
+void Scheduler::Core::InsertRunning(Request& request) {
+  const auto before = [this](const Request* a, const Request* b) { return order_->Before(*a, *b); };
+  running_.insert(std::ranges::upper_bound(running_, &request, before), &request);
+}
+
+void Scheduler::Core::Preempt(Request& request) {
+  std::erase(running_, &request);
+  ++num_releasing_;
+  request.state = RequestState::kPreempted;
+  ++request.num_preemptions;
+  ++totals_.num_preemptions;
+  InsertWaiting(request);
+  Settle(request);
+}
+
+// Tells its end. The request lives on until it is settled.
+void Scheduler::Core::Finish(Request& request, FinishReason reason, TokenId token, std::int32_t row,
+                             TokenId stop_id) {
+  Emit(request, reason, token, row, stop_id);
+  inbox_.OnFinished(request.id, request.num_cached < 0);
+  if (request.state == RequestState::kRunning) {
+    std::erase(running_, &request);
+    ++num_releasing_;
+  } else {
+    std::erase(waiting_, &request);
+  }
+  request.state = RequestState::kFinished;
+  ++totals_.num_finished;
+  ended_.push_back(std::move(requests_.extract(request.id).mapped()));
+}
+
+// Gives back what a request that does not run holds, once no step in flight touches it.
+void Scheduler::Core::Settle(Request& request) {
+  if (request.num_in_flight > 0 || request.state == RequestState::kRunning) return;
+  if (request.row >= 0) Release(request);
+  if (request.state != RequestState::kFinished) return;
+  std::erase_if(ended_, [&](const auto& ended) { return ended.get() == &request; });
+}
+
+void Scheduler::Core::Release(Request& request) {
+  kv_.Release(request.kv);
+  request.num_computed = request.num_retired = request.num_blocks_sent = 0;
+  draft_.freed_rows.push_back(request.row);
+  free_rows_.push_back(request.row);
+  request.row = -1;
+  --num_releasing_;
+}
+
+void Scheduler::Core::Emit(const Request& request, FinishReason reason, TokenId token,
+                           std::int32_t row, TokenId stop_id) {
+  const bool is_last = reason != FinishReason::kNone;
+  events_.request_ids.push_back(request.id);
+  events_.token_ids.push_back(token);
+  events_.finish.push_back(reason);
+  events_.rows.push_back(row);
+  events_.stop_ids.push_back(stop_id);
+  events_.num_cached.push_back(is_last ? std::max(request.num_cached, 0) : 0);
+  events_.num_preemptions.push_back(is_last ? request.num_preemptions : 0);
+}
+
+const StepResult& Scheduler::Core::TakeEvents() {
+  DrainInbox();
+  std::swap(events_, result_);
+  Clear(events_);
+  CheckIfAsked();
+  return result_;
+}
+
+SchedulerStats Scheduler::Core::stats() const {
+  SchedulerStats stats = totals_;
+  stats.num_waiting = static_cast<std::int32_t>(waiting_.size());
+  stats.num_running = static_cast<std::int32_t>(running_.size());
+  stats.num_steps_in_flight = num_in_flight_;
+  stats.num_blocks = kv_.num_blocks();
+  stats.num_free_blocks = kv_.num_free();
+  stats.num_cached_blocks = kv_.num_cached();
+  stats.num_steps = step_;
+  return stats;
+}
+
+void Scheduler::Core::CheckIfAsked() const {
+#ifdef RUNTIME_CHECK_INVARIANTS
+  Check();
+#endif
+}
+
+}  // namespace runtime

@@ -1,0 +1,132 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "kv_cache/kv_pool.h"
+#include "runtime/scheduler.h"
+#include "scheduler/inbox.h"
+#include "scheduler/plan_writer.h"
+#include "scheduler/policies.h"
+#include "scheduler/request.h"
+
+namespace runtime {
+
+// A planned row whose result is awaited. It holds for the request's (row, epoch) of that step only.
+struct InFlightRow {
+  Request* request;
+  std::int32_t epoch;
+  std::int32_t num_scheduled;
+  std::int32_t flags;
+};
+
+struct InFlightStep {
+  std::int32_t step = 0;
+  std::vector<InFlightRow> rows;  // in the plan's order
+  std::vector<RequestId> started;
+};
+
+// The scheduler's state and its transitions. A request is in exactly one place: `waiting_` (waiting
+// or preempted), `running_`, or `ended_` (finished, but a step in flight still holds a row of it).
+// Its blocks and its row are given back once it is off `running_` and no step in flight holds it.
+class Scheduler::Core {
+ public:
+  Core(const SchedulerConfig& config, BlockAllocator& allocator);
+  ~Core();
+
+  const SchedulerConfig& config() const { return config_; }
+  BlockAllocator& allocator() { return allocator_; }
+  Inbox& inbox() { return inbox_; }
+  const PlanWriter& writer() const { return writer_; }
+
+  void AttachPlanBuffers(std::span<const PlanBuffer> buffers);
+  std::int32_t Schedule();
+  const StepResult& Update(std::int32_t step, std::span<const TokenId> token_ids);
+  const StepResult& TakeEvents();
+  bool HasWork() const { return !requests_.empty() || !events_.request_ids.empty(); }
+  SchedulerStats stats() const;
+  void Check() const;
+
+ private:
+  friend struct SchedulerPeer;
+
+  // core.cpp: events and the life of a request
+  void DrainInbox();
+  void Handle(InboxEvent& event);
+  void Start(Request& request);
+  void Preempt(Request& request);
+  void Finish(Request& request, FinishReason reason, TokenId token, std::int32_t row,
+              TokenId stop_id);
+  void Settle(Request& request);
+  void Release(Request& request);
+  void Emit(const Request& request, FinishReason reason, TokenId token, std::int32_t row,
+            TokenId stop_id);
+  void InsertWaiting(Request& request);
+  void InsertRunning(Request& request);
+  void CheckIfAsked() const;
+
+  // planner.cpp: one step
+  void PlanStep();
+  void ForcePreemption();
+  void PlanDecodes();
+  void PlanPrefills();
+  void Admit();
+  bool AdmitFront(std::int32_t& num_committed);
+  bool MakeRoom(std::size_t index, std::int32_t num_scheduled, std::int32_t floor);
+  void AddRow(Request& request, std::int32_t num_scheduled);
+  std::int32_t Budget() const { return config_.max_num_batched_tokens - draft_.num_tokens; }
+  std::int32_t NumCommitted() const;
+  std::int32_t OutstandingPrompt(const Request& request) const;
+  void Launch();
+
+  // retire.cpp: its results
+  void RetireRow(const InFlightRow& row, std::int32_t index, TokenId token);
+  void TakeToken(Request& request, std::int32_t index, TokenId token);
+  void TakeScores(Request& request, std::int32_t index);
+
+  // check.cpp
+  void CheckRequests() const;
+  void CheckRequest(const Request& request) const;
+  void CheckOwners() const;
+  void CheckRows() const;
+  void CheckDrained() const;
+
+  const SchedulerConfig config_;
+  BlockAllocator& allocator_;
+  KvPool kv_;
+  PlanWriter writer_;
+  Inbox inbox_;
+  const std::unique_ptr<OrderPolicy> order_;
+  const std::unique_ptr<VictimPolicy> victim_;
+  const std::unique_ptr<AdmissionPolicy> admission_;
+
+  std::unordered_map<RequestId, std::unique_ptr<Request>> requests_;  // not finished
+  std::vector<std::unique_ptr<Request>> ended_;
+  std::deque<Request*> waiting_;   // in order
+  std::vector<Request*> running_;  // in order
+  std::vector<std::int32_t> free_rows_;
+  std::int32_t num_releasing_ = 0;  // requests whose blocks come back when steps in flight retire
+
+  std::vector<PlanBuffer> buffers_;
+  std::int32_t next_buffer_ = 0;
+  std::int64_t step_ = 0;  // steps planned so far
+  std::array<InFlightStep, 2> steps_;
+  std::int32_t oldest_ = 0;
+  std::int32_t num_in_flight_ = 0;
+  StepDraft draft_;
+  bool is_short_ = false;  // blocks ran out while the step was planned
+  std::int64_t forced_step_ = 0;
+  std::int64_t num_arrived_ = 0;
+
+  std::vector<InboxEvent> drained_;
+  StepResult events_;  // since the last result
+  StepResult result_;
+  SchedulerStats totals_;
+};
+
+}  // namespace runtime

@@ -1,0 +1,165 @@
+#include "scheduler/plan_writer.h"
+
+#include <algorithm>
+
+#include "common/check.h"
+
+namespace runtime {
+
+namespace plan = step_plan;
+
+namespace {
+
+// Room in one plan for prefix hits and for lists of new rows, beyond what one request may need; a
+// request that finds no room starts one step later.
+constexpr std::int64_t kExtraNewBlocks = 8192;
+constexpr std::int64_t kExtraListWords = 1 << 16;
+
+std::int32_t Size(const auto& list) { return static_cast<std::int32_t>(list.size()); }
+
+bool NeedsKnownIds(const Request& request) {
+  return (request.sample_flags & (plan::kSamplePenalties | plan::kSampleScore)) != 0;
+}
+
+bool IsPlainGreedy(const PlannedRow& row) {
+  if ((row.flags & plan::kRowScore) != 0) return false;
+  if ((row.flags & plan::kRowSample) == 0) return true;
+  return row.request->sample_flags == plan::kSampleGreedy;
+}
+
+}  // namespace
+
+void StepDraft::Reset() {
+  decode_rows.clear();
+  prefill_rows.clear();
+  new_blocks.clear();
+  new_rows.clear();
+  started.clear();
+  num_tokens = 0;
+  num_list_words = 0;
+}
+
+PlanWriter::PlanWriter(const SchedulerConfig& config) {
+  const std::int64_t rows = config.max_num_seqs;
+  const std::int64_t tokens = config.max_num_batched_tokens;
+  max_new_blocks_ =
+      rows + tokens / config.block_size + config.max_num_blocks_per_seq() + kExtraNewBlocks;
+  max_list_words_ = std::int64_t{config.vocab_size} + config.max_model_len +
+                    2 * RequestParams::kMaxLogitBias + plan::kMaxMaskedIds + kExtraListWords;
+  capacity_ = plan::kHeaderWords + rows * plan::kRowWords + tokens +
+              max_new_blocks_ * plan::kNewBlockWords + rows * plan::kNewRowWords + max_list_words_ +
+              rows;
+}
+
+bool PlanWriter::HasRoom(const StepDraft& draft, std::int32_t num_blocks,
+                         std::int32_t num_list_words) const {
+  return Size(draft.new_blocks) + num_blocks <= max_new_blocks_ &&
+         draft.num_list_words + num_list_words <= max_list_words_;
+}
+
+std::int32_t PlanWriter::NumListWords(const Request& request) const {
+  const RequestParams& params = request.params;
+  const std::int32_t known = NeedsKnownIds(request) ? Size(request.tokens) : 0;
+  return known + 2 * Size(params.logit_bias()) + Size(params.allowed_token_ids()) +
+         Size(request.masked_ids);
+}
+
+void PlanWriter::Write(std::int32_t step, const StepDraft& draft, std::span<std::int32_t> buffer) {
+  PackedWriter out(buffer, plan::kHeaderWords);
+  const std::int32_t num_rows = Size(draft.decode_rows) + Size(draft.prefill_rows);
+  const std::int32_t rows_at = out.offset();
+  WriteRows(draft, out);
+  const std::int32_t tokens_at = out.offset();
+  for (const PlannedRow& row : draft.prefill_rows) {
+    out.Put(std::span(row.request->tokens).subspan(row.num_computed, row.num_scheduled));
+  }
+  const std::int32_t blocks_at = out.offset();
+  for (const NewBlock& block : draft.new_blocks) {
+    out.Put(block.row);
+    out.Put(block.index);
+    out.Put(block.block);
+  }
+  const std::int32_t new_rows_at = out.offset();
+  const std::int32_t lists_at = new_rows_at + Size(draft.new_rows) * plan::kNewRowWords;
+  PackedWriter lists(buffer, lists_at);
+  for (const Request* request : draft.new_rows) WriteNewRow(*request, out, lists);
+  PackedWriter end(buffer, lists.offset());
+  end.Put(std::span(draft.freed_rows));
+
+  PackedWriter header(buffer);
+  header.Put(plan::kVersion);
+  header.Put(step);
+  header.PutZeros(2);
+  header.Put(num_rows);
+  header.Put(Size(draft.decode_rows));
+  header.Put(draft.num_tokens);
+  header.Put(max_len_);
+  for (const std::int32_t word : {rows_at, num_rows, tokens_at, blocks_at - tokens_at, blocks_at,
+                                  Size(draft.new_blocks), new_rows_at, Size(draft.new_rows),
+                                  lists.offset(), 0, lists.offset(), Size(draft.freed_rows)}) {
+    header.Put(word);
+  }
+  header.Put(end.offset());
+  header.Put(greedy_only_ ? plan::kStepGreedyOnly : 0);
+  header.PutZeros(2);
+
+  const auto words = buffer.first(static_cast<std::size_t>(end.offset()));
+  decision_hash_ = SipHash128(decision_hash_, std::as_bytes(words));
+  buffer[plan::kHeaderHashLow] = static_cast<std::int32_t>(decision_hash_.low);
+  buffer[plan::kHeaderHashHigh] = static_cast<std::int32_t>(decision_hash_.low >> 32);
+}
+
+void PlanWriter::WriteRows(const StepDraft& draft, PackedWriter& out) {
+  max_len_ = 0;
+  greedy_only_ = true;
+  for (const auto* rows : {&draft.decode_rows, &draft.prefill_rows}) {
+    for (const PlannedRow& row : *rows) {
+      out.Put(row.request->row);
+      out.Put(row.num_computed);
+      out.Put(row.num_scheduled);
+      out.Put(row.flags);
+      max_len_ = std::max(max_len_, row.num_computed + row.num_scheduled);
+      greedy_only_ = greedy_only_ && IsPlainGreedy(row);
+    }
+  }
+}
+
+void PlanWriter::WriteNewRow(const Request& request, PackedWriter& record,
+                             PackedWriter& lists) const {
+  const RequestParams& params = request.params;
+  record.Put(request.row);
+  record.Put(request.epoch);
+  record.Put(request.sample_flags);
+  record.Put(params.temperature());
+  record.Put(params.top_p());
+  record.Put(params.top_k());
+  record.Put(params.min_p());
+  record.Put(params.presence_penalty());
+  record.Put(params.frequency_penalty());
+  record.Put(params.repetition_penalty());
+  record.Put(static_cast<std::int32_t>(request.seed));
+  record.Put(static_cast<std::int32_t>(request.seed >> 32));
+  record.Put(request.prompt_len);
+  record.Put(params.min_tokens());
+  record.Put(params.num_logprobs());
+  record.Put(request.score_start);
+
+  record.Put(lists.offset());
+  record.Put(NeedsKnownIds(request) ? Size(request.tokens) : 0);
+  if (NeedsKnownIds(request)) lists.Put(std::span(request.tokens));
+  record.Put(lists.offset());
+  record.Put(Size(params.logit_bias()));
+  for (const auto& [id, bias] : params.logit_bias()) {
+    lists.Put(id);
+    lists.Put(bias);
+  }
+  record.Put(lists.offset());
+  record.Put(Size(params.allowed_token_ids()));
+  lists.Put(std::span(params.allowed_token_ids()));
+  record.Put(lists.offset());
+  record.Put(Size(request.masked_ids));
+  lists.Put(std::span(request.masked_ids));
+  record.PutZeros(8);
+}
+
+}  // namespace runtime

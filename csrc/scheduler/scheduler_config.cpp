@@ -1,0 +1,44 @@
+#include "runtime/scheduler_config.h"
+
+#include <bit>
+#include <string>
+
+#include "runtime/error.h"
+#include "runtime/step_plan.h"
+
+namespace runtime {
+namespace {
+
+void RequireRange(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
+  if (value >= low && value <= high) return;
+  throw ConfigError(std::string(name) + "=" + std::to_string(value) + ": must be between " +
+                    std::to_string(low) + " and " + std::to_string(high) +
+                    "; nearest: " + std::to_string(value < low ? low : high));
+}
+
+}  // namespace
+
+void SchedulerConfig::Validate() const {
+  // the products of these limits stay inside the plan's 32-bit offsets
+  RequireRange("max_num_seqs", max_num_seqs, 1, 1 << 14);
+  RequireRange("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 22);
+  RequireRange("block_size", block_size, 1, 1 << 16);
+  if (!std::has_single_bit(static_cast<std::uint32_t>(block_size))) {
+    throw ConfigError("block_size=" + std::to_string(block_size) +
+                      ": must be a power of two; nearest: " +
+                      std::to_string(std::bit_floor(static_cast<std::uint32_t>(block_size))));
+  }
+  RequireRange("max_model_len", max_model_len, 2, 1 << 24);
+  RequireRange("vocab_size", vocab_size, 1, 1 << 24);
+  RequireRange("num_steps_in_flight", num_steps_in_flight, 1, 2);
+  if (!(watermark >= 0.0 && watermark <= 0.5)) {
+    throw ConfigError("watermark=" + std::to_string(watermark) + ": must be between 0 and 0.5");
+  }
+  RequireRange("preempt_every", preempt_every, 0, 1 << 30);
+  RequireRange("max_queued_requests", max_queued_requests, -1, 1 << 30);
+  RequireRange("number of eos_token_ids", static_cast<std::int64_t>(eos_token_ids.size()), 0,
+               step_plan::kMaxMaskedIds);
+  for (const TokenId id : eos_token_ids) RequireRange("eos_token_ids", id, 0, vocab_size - 1);
+}
+
+}  // namespace runtime
