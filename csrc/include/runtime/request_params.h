@@ -11,22 +11,23 @@ namespace runtime {
 
 // The numbers of one request, as a user gives them. Bounds are in brackets.
 struct RequestNumbers {
-  std::int64_t n = 1;                        // [1, 128] completions; one scheduler request each
-  double temperature = 1.0;                  // 0 (greedy) or [0.01, 2]
-  double top_p = 1.0;                        // (0, 1]
-  std::int64_t top_k = 0;                    // 0 or -1: off; else [1, 2^31 - 1]
-  double min_p = 0.0;                        // [0, 1]
-  double presence_penalty = 0.0;             // [-2, 2]
-  double frequency_penalty = 0.0;            // [-2, 2]
-  double repetition_penalty = 1.0;           // [0.01, 2]
-  std::optional<std::int64_t> seed;          // none: from the engine's seed and the request's id
-  std::vector<std::int64_t> stop_token_ids;  // at most 62 different ids
+  std::int64_t n = 1;                     // [1, 128] completions; one scheduler request each
+  double temperature = 1.0;               // 0 (greedy) or [0.01, 2]
+  double top_p = 1.0;                     // (0, 1]
+  std::int64_t top_k = 0;                 // 0 or -1: off; else [1, 2^31 - 1]
+  double min_p = 0.0;                     // [0, 1]
+  double presence_penalty = 0.0;          // [-2, 2]
+  double frequency_penalty = 0.0;         // [-2, 2]
+  double repetition_penalty = 1.0;        // [0.01, 2]
+  std::optional<std::int64_t> seed = {};  // none: from the engine's seed and the request's id
+  std::vector<std::int64_t> stop_token_ids = {};  // at most 62 different ids
   bool ignore_eos = false;
-  std::optional<std::int64_t> max_tokens;  // [1, 2^31 - 1]; none: up to the model's length
-  std::int64_t min_tokens = 0;             // [0, max_tokens]
-  std::optional<std::int64_t> logprobs;    // [0, 20]
-  std::vector<std::pair<std::int64_t, double>> logit_bias;     // at most 320 ids, each [-100, 100]
-  std::optional<std::vector<std::int64_t>> allowed_token_ids;  // not empty
+  std::optional<std::int64_t> max_tokens = {};  // [1, 2^31 - 1]; none: up to the model's length
+  std::int64_t min_tokens = 0;                  // [0, max_tokens]
+  std::optional<std::int64_t> logprobs = {};    // [0, 20]
+  // at most 320 ids, each [-100, 100]
+  std::vector<std::pair<std::int64_t, double>> logit_bias = {};
+  std::optional<std::vector<std::int64_t>> allowed_token_ids = {};  // not empty
 };
 
 // Validated numbers of one request; the only constructor is the one place that checks them. What
