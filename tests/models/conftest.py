@@ -62,6 +62,11 @@ CONFIGS = {
     "qwen3": lambda: _rotary(transformers.Qwen3Config, head_dim=16),
     **{f"bloom-{heads}": lambda heads=heads: _bloom(heads) for heads in (6, 8, 12)},
 }
+# Not in every test of a family.
+SPECIAL = {
+    "llama-long": lambda: _rotary(transformers.LlamaConfig, max_position_embeddings=640),
+    "qwen3-kv3": lambda: _rotary(transformers.Qwen3Config, head_dim=16, num_attention_heads=6, num_key_value_heads=3),
+}
 
 
 class Tiny:
@@ -69,7 +74,7 @@ class Tiny:
 
     def __init__(self, name, folder):
         torch.manual_seed(0)
-        self.hf = transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval()
+        self.hf = transformers.AutoModelForCausalLM.from_config((CONFIGS | SPECIAL)[name](), dtype=torch.float32).eval()
         for key, parameter in self.hf.named_parameters():
             # logits of a standard deviation of about 1; norms near, but not at, 1
             is_norm_weight = parameter.dim() == 1 and key.endswith("weight")

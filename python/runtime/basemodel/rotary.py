@@ -38,10 +38,9 @@ def rope_parameters(config: ModelConfig) -> RopeParameters:
         found.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or trained
     )
     found |= {"max_position_embeddings": trained, "original_max_position_embeddings": original}
-    _verify(found)
-    found["rotary_dim"] = int(config["head_dim"] * found["partial_rotary_factor"])
-    if found["rotary_dim"] % 2 or found["rotary_dim"] < 2:
-        raise ModelFormatError(f"config.json: the rotary part of head_dim, {found['rotary_dim']}, is not even")
+    problems = _entry_problems(found) or _dimension_problems(found, config["head_dim"])
+    if problems:
+        raise ModelFormatError([f"config.json: {problem}" for problem in problems])
     return found
 
 
@@ -67,24 +66,42 @@ _POSITIVE = (
 )
 
 
-def _verify(rope: RopeParameters) -> None:
+def _entry_problems(rope: RopeParameters) -> list[str]:
     kind = rope["rope_type"]
     if kind not in _NEEDS:
-        raise ModelFormatError(f"config.json: rope_type={shorten(kind)} is unknown; known: {', '.join(_NEEDS)}")
+        return [f"rope_type={shorten(kind)} is unknown; known: {', '.join(_NEEDS)}"]
     problems = [f"rope_type={kind} needs {name}" for name in _NEEDS[kind] if rope.get(name) is None]
     problems += [
         f"{name}={shorten(rope[name])}: a positive number is needed"
         for name in _POSITIVE
         if rope.get(name) is not None and not _is_positive(rope[name])
     ]
-    if _is_positive(rope["partial_rotary_factor"]) and rope["partial_rotary_factor"] > 1:
+    if not problems and rope["partial_rotary_factor"] > 1:
         problems.append(f"partial_rotary_factor={rope['partial_rotary_factor']}: at most 1")
-    if problems:
-        raise ModelFormatError([f"config.json: {problem}" for problem in problems])
+    if not problems and kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+        problems.append(
+            f"high_freq_factor={rope['high_freq_factor']} must be more than low_freq_factor={rope['low_freq_factor']}"
+        )
+    return problems
+
+
+def _dimension_problems(rope: RopeParameters, head_dim: int) -> list[str]:
+    """Sets rotary_dim, and says what does not fit it."""
+    rope["rotary_dim"] = dim = int(head_dim * rope["partial_rotary_factor"])
+    if dim % 2 or dim < 2:
+        return [f"the rotary part of head_dim, {dim}, is not even"]
+    if rope["rope_type"] == "dynamic" and dim == 2:
+        return ["rope_type=dynamic needs more than 2 rotary dimensions"]
+    factors = ("short_factor", "long_factor") if rope["rope_type"] == "longrope" else ()
+    return [f"{name} needs {dim // 2} positive numbers" for name in factors if not _are_positive(rope[name], dim // 2)]
 
 
 def _is_positive(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def _are_positive(values: object, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(map(_is_positive, values))
 
 
 def longest_context(rope: RopeParameters) -> int:
@@ -165,10 +182,6 @@ def _yarn(rope: RopeParameters, max_model_len: int) -> Frequencies:
 def _longrope(rope: RopeParameters, max_model_len: int) -> Frequencies:
     trained, original = rope["max_position_embeddings"], rope["original_max_position_embeddings"]
     factors = torch.tensor(rope["long_factor" if max_model_len > original else "short_factor"], dtype=torch.float32)
-    if factors.shape != (rope["rotary_dim"] // 2,):
-        raise ModelFormatError(
-            f"config.json: {rope['rotary_dim'] // 2} longrope factors are needed, not {len(factors)}"
-        )
     factor = rope.get("factor") or trained / original
     scale = rope.get("attention_factor")
     if scale is None:

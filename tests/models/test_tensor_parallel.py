@@ -1,0 +1,143 @@
+"""Ranks hold their own part of every tensor, and together compute what one rank computes."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from runtime.basemodel import Placement, load_model, tp_sizes
+from runtime.errors import ConfigError
+from runtime.loader import Checkpoint, read_config
+from runtime.models.bloom import BloomTransformerLayerWeight
+from runtime.models.llama import LlamaPreAndPostLayerWeight, LlamaTransformerLayerWeight
+from runtime.parallel import TpGroup
+
+
+class ThreadGroup(TpGroup):
+    """Ranks as threads of this process."""
+
+    def __init__(self, rank, size, shared):
+        self.rank, self.size = rank, size
+        self._barrier, self._slots = shared
+
+    @classmethod
+    def of_size(cls, size):
+        shared = threading.Barrier(size, timeout=20), [None] * size
+        return [cls(rank, size, shared) for rank in range(size)]
+
+    def _exchange(self, x):
+        self._slots[self.rank] = x
+        self._barrier.wait()
+        parts = [part.clone() for part in self._slots]
+        self._barrier.wait()
+        return parts
+
+    def all_reduce(self, x):
+        return torch.stack(self._exchange(x)).sum(0)
+
+    def all_gather(self, x):
+        return torch.cat(self._exchange(x), dim=-1)
+
+
+def run_ranks(size, work):
+    """work(group) of every rank at once; results in rank order."""
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(work, ThreadGroup.of_size(size)))
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [("llama-default", 2), ("llama-default", 4), ("llama-bias", 2), ("qwen2", 4), ("qwen3", 2), ("bloom-8", 4)],
+)
+def test_ranks_agree_with_one(tiny, rows, sequences, name, size):
+    folder = tiny(name).folder
+
+    def work(group):
+        model = load_model(
+            folder, max_total_token_num=256, tp_rank=group.rank, world_size=group.size, tp_group=group, max_num_seqs=8
+        )
+        driver = rows(model)
+        logits = driver.step(dict(enumerate(sequences)))
+        decoded = driver.step({i: [7] for i in range(len(sequences))}, decode=True)
+        return torch.stack([*logits.values(), *decoded.values()])
+
+    results = run_ranks(size, work)
+    one = work(TpGroup())
+    for logits in results:
+        torch.testing.assert_close(logits, one, rtol=0, atol=1e-5)
+
+
+def layer_of_rank(layer_class, folder, rank, size, *layer_num):
+    placement = Placement(ThreadGroup(rank, size, (None, None)), torch.float32, torch.device("cpu"))
+    layer = layer_class(placement, read_config(folder, {"norm_eps": 1e-5, "intermediate_size": 256}), *layer_num)
+    checkpoint = Checkpoint(folder)
+    layer.load(checkpoint)
+    assert layer.num_bytes == checkpoint.bytes_read or size > 1 and not layer_num
+    return layer, checkpoint
+
+
+def test_shards_are_the_bytes_of_the_checkpoint(tiny):
+    family = tiny("llama-default")
+    attention, mlp = family.hf.model.layers[1].self_attn, family.hf.model.layers[1].mlp
+    q, k, v = (getattr(attention, f"{name}_proj").weight for name in "qkv")
+    for rank in range(4):
+        layer, checkpoint = layer_of_rank(LlamaTransformerLayerWeight, family.folder, rank, 4, 1)
+        kv_head = rank // 2  # two KV heads, each on two ranks
+        own = [q[16 * rank :][:16], k[8 * kv_head :][:8], v[8 * kv_head :][:8]]
+        assert torch.equal(layer.qkv_proj.weight, torch.cat(own))
+        assert torch.equal(layer.o_proj.weight, attention.o_proj.weight[:, 16 * rank :][:, :16])
+        gate_up = torch.cat([mlp.gate_proj.weight[24 * rank :][:24], mlp.up_proj.weight[24 * rank :][:24]])
+        assert torch.equal(layer.gate_up_proj.weight, gate_up)
+        assert torch.equal(layer.down_proj.weight, mlp.down_proj.weight[:, 24 * rank :][:, :24])
+        assert torch.equal(layer.att_norm.weight, family.hf.model.layers[1].input_layernorm.weight)
+        assert checkpoint.bytes_read == 4 * (32 * 64 + 64 * 16 + 48 * 64 + 64 * 24 + 2 * 64)
+
+
+def test_vocabulary_is_padded(tiny):
+    family = tiny("llama-default")
+    embedding = family.hf.model.embed_tokens.weight
+    for rank in range(4):
+        layer, checkpoint = layer_of_rank(LlamaPreAndPostLayerWeight, family.folder, rank, 4)
+        own = embedding[17 * rank : 17 * (rank + 1)]  # 67 rows: 17, 17, 17 and 16
+        assert layer.embed_tokens.weight.shape == layer.lm_head.weight.shape == (17, 64)
+        assert torch.equal(layer.embed_tokens.weight[: len(own)], own)
+        assert not layer.embed_tokens.weight[len(own) :].any()
+        assert checkpoint.bytes_read == 4 * (2 * len(own) * 64 + 64)
+
+
+def test_fused_heads_are_opened(tiny):
+    family = tiny("bloom-8")
+    attention = family.hf.transformer.h[0].self_attention
+    q, k, v = attention.query_key_value.weight.unflatten(0, (8, 3, 8)).unbind(1)
+    for rank in range(2):
+        layer, checkpoint = layer_of_rank(BloomTransformerLayerWeight, family.folder, rank, 2, 0)
+        heads = slice(4 * rank, 4 * rank + 4)
+        assert torch.equal(layer.qkv_proj.weight, torch.cat([part[heads].flatten(0, 1) for part in (q, k, v)]))
+        assert (layer.o_proj.bias is None) == (rank > 0)
+        assert checkpoint.bytes_read == layer.num_bytes
+
+
+def test_numbers_of_ranks(tiny):
+    assert tp_sizes(tiny("llama-default").folder) == [1, 2, 4, 8]
+    assert tp_sizes(tiny("bloom-6").folder) == [1, 2, 3, 6]
+
+
+@pytest.mark.parametrize(
+    "rank, size, group, words",
+    [
+        (0, 3, ThreadGroup.of_size(3)[0], "num_attention_heads=8 does not divide by world_size=3; nearest: 2"),
+        (0, 2, None, "world_size=2 needs a tp_group"),
+        (0, 2, ThreadGroup.of_size(2)[1], "tp_group is rank 1 of 2, the model rank 0 of 2"),
+        (2, 2, None, "tp_rank=2 is not one of world_size=2 ranks"),
+    ],
+)
+def test_refused(tiny, rank, size, group, words):
+    with pytest.raises(ConfigError, match=words):
+        load_model(tiny("llama-default").folder, max_total_token_num=64, tp_rank=rank, world_size=size, tp_group=group)
+
+
+def test_kv_heads_that_do_not_fit_the_ranks(tiny):
+    folder = tiny("qwen3-kv3").folder
+    with pytest.raises(ConfigError, match="num_key_value_heads=3 neither divides by tensor_parallel_size=2 nor"):
+        load_model(folder, max_total_token_num=64, world_size=2, tp_group=ThreadGroup.of_size(2)[0])
