@@ -35,5 +35,6 @@ class DummyCheckpoint:
         shape, mean = self._declared[declared]
         if device.type == "meta":
             return torch.empty(shape, dtype=dtype, device=device)[index]
-        generator = torch.Generator(device).manual_seed((self._seed << 32) | zlib.crc32(declared.encode()))
+        # torch's CPU generator takes 32 bits of a seed.
+        generator = torch.Generator(device).manual_seed(zlib.crc32(f"{self._seed} {declared}".encode()))
         return torch.empty(shape, dtype=dtype, device=device).normal_(mean, STD, generator=generator)[index]

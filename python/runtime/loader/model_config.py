@@ -53,7 +53,7 @@ def read_config(model_dir: str | Path, defaults: Mapping[str, Any] | None = None
     for name, value in (defaults or {}).items():
         if config.get(name) is None:
             config[name] = value
-    problems = _integer_problems(config) or _derive(config)
+    problems = _number_problems(config) or _derive(config)
     if problems:
         raise ModelFormatError([f"config.json: {problem}" for problem in problems])
     return config
@@ -66,7 +66,7 @@ def _rename(config: ModelConfig) -> None:
                 config[name] = config[other]
 
 
-def _integer_problems(config: ModelConfig) -> list[str]:
+def _number_problems(config: ModelConfig) -> list[str]:
     problems = [f"{name} is missing" for name in REQUIRED if config.get(name) is None]
     for name, limit in LIMITS.items():
         value = config.get(name)
@@ -74,6 +74,9 @@ def _integer_problems(config: ModelConfig) -> list[str]:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
             problems.append(f"{name}={shorten(value)}: an integer from 1 to {limit} is needed")
+    eps = config.get("norm_eps", 0)
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 <= eps <= 1:
+        problems.append(f"norm_eps={shorten(eps)}: a number from 0 to 1 is needed")
     return problems
 
 
