@@ -17,6 +17,8 @@ SYNONYMS = {
     "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
     "max_position_embeddings": ("seq_length", "n_positions", "max_seq_len"),
     "norm_eps": ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"),
+    "rope_theta": ("rotary_emb_base",),
+    "partial_rotary_factor": ("rotary_pct",),
     "dtype": ("torch_dtype",),
 }
 # Largest value of each integer; all are at least 1.
