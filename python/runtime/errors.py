@@ -6,7 +6,8 @@ programs; `hint` says in one sentence what to do about it, or is empty.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 _MAX_SHOWN = 80  # characters of a refused value that a message repeats
@@ -16,6 +17,12 @@ def shorten(value: object) -> str:
     """`repr(value)`, cut to what one line can hold."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for the up to three nearest of `known`, or ""."""
+    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 
 class Error(Exception):
@@ -36,6 +43,12 @@ class ConfigError(Error, ValueError):
     """An argument of `LLM`, or of a model class, that cannot work."""
 
     code = "config_error"
+
+
+class DeviceNotFoundError(ConfigError):
+    """The device that was asked for is not there."""
+
+    code = "device_not_found"
 
 
 class ModelNotFoundError(Error, FileNotFoundError):

@@ -1,0 +1,165 @@
+"""What an engine is built from. The arguments of `LLM` are the fields of `EngineConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import ConfigError, DeviceNotFoundError, did_you_mean, shorten
+
+BUILTIN_MODEL = Path(__file__).parent / "assets" / "builtin"
+
+BUILTIN_LINE = (
+    "built-in model: a tiny Llama trained to add, subtract, reverse and sort (try '12+35='); "
+    "give a model folder for anything else"
+)
+
+DEFAULT_BLOCK_SIZE = 16
+_DEFAULT_NUM_BATCHED_TOKENS = {"cpu": 256, "cuda": 8192}
+_DEFAULT_STEP_TIMEOUT = {"cpu": 300.0, "cuda": 10.0}  # seconds
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DEVICES = ("auto", "cpu", "cuda")
+_LOAD_FORMATS = ("auto", "safetensors", "dummy")
+
+# inclusive bounds of the integer arguments
+_BOUNDS: dict[str, tuple[int, int]] = {
+    "max_model_len": (1, 1 << 24),
+    "max_num_seqs": (1, 1 << 14),
+    "max_num_batched_tokens": (1, 1 << 20),
+    "block_size": (1, 1 << 10),
+    "kv_cache_memory_bytes": (1, 1 << 50),
+    "num_kv_blocks": (1, (1 << 31) - 2),
+    "seed": (0, (1 << 63) - 1),
+    "max_queued_requests": (0, (1 << 31) - 1),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Validated arguments of one engine; None means "derived from the model or the device".
+
+    Args:
+        model: folder with config.json, safetensors and tokenizer.json; None: the built-in model.
+        tokenizer: folder of the tokenizer, if not the model's.
+        skip_tokenizer_init: no tokenizer at all; prompts are token ids, outputs have no text.
+        dtype: of weights and activations; "auto" is the checkpoint's.
+        load_format: "dummy" makes seeded random weights from config.json alone.
+        max_model_len: most tokens of prompt and output together.
+        max_num_seqs: most requests in one step.
+        max_num_batched_tokens: most tokens in one step; longer prompts are computed in chunks.
+        block_size: tokens in one KV block, a power of two.
+        gpu_memory_utilization: share of the device's memory for weights and KV cache together.
+        kv_cache_memory_bytes, num_kv_blocks: size of the KV cache, in bytes or in blocks; at most one of them.
+        deterministic: the same tokens and logprobs, bit for bit, however requests are batched.
+        seed: base of the seeds of requests that bring none.
+        enforce_eager: no CUDA graphs.
+        step_timeout: seconds after which a step counts as hung and the engine stops.
+        max_queued_requests: most waiting requests before `submit` refuses more; None: no limit.
+    """
+
+    model: str | None = None
+    tokenizer: str | None = None
+    skip_tokenizer_init: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+    load_format: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    block_size: int = DEFAULT_BLOCK_SIZE
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory_bytes: int | None = None
+    num_kv_blocks: int | None = None
+    enable_prefix_caching: bool = True
+    deterministic: bool = False
+    seed: int = 0
+    enforce_eager: bool = False
+    step_timeout: float | None = None
+    max_queued_requests: int | None = None
+    log_level: str | None = None
+
+    def __post_init__(self) -> None:
+        _require_choice("dtype", self.dtype, _DTYPES)
+        _require_choice("device", self.device, _DEVICES)
+        _require_choice("load_format", self.load_format, _LOAD_FORMATS)
+        for name, (low, high) in _BOUNDS.items():
+            _require_int(name, getattr(self, name), low, high, optional=type(self).__dict__.get(name) is None)
+        for name in ("skip_tokenizer_init", "enable_prefix_caching", "deterministic", "enforce_eager"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={shorten(getattr(self, name))}: must be True or False")
+        self._check_block_size()
+        self._check_shares()
+
+    def _check_block_size(self) -> None:
+        if self.block_size & (self.block_size - 1):
+            nearest = 1 << (self.block_size.bit_length() - 1)
+            raise ConfigError(f"block_size={self.block_size}: must be a power of two; nearest: {nearest}")
+
+    def _check_shares(self) -> None:
+        share = self.gpu_memory_utilization
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0.0 < share <= 1.0:
+            raise ConfigError(f"gpu_memory_utilization={shorten(share)}: must be above 0 and at most 1; default: 0.9")
+        timeout = self.step_timeout
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0):
+            raise ConfigError(f"step_timeout={shorten(timeout)}: must be a positive number of seconds")
+        if self.kv_cache_memory_bytes is not None and self.num_kv_blocks is not None:
+            raise ConfigError("kv_cache_memory_bytes and num_kv_blocks both size the KV cache: give one of them")
+
+    @classmethod
+    def from_arguments(cls, arguments: dict[str, Any]) -> EngineConfig:
+        """Builds a config; an unknown name is an error with the nearest ones."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in arguments:
+            if name not in known:
+                raise ConfigError(f"unknown argument {name!r}{did_you_mean(name, known)}")
+        return cls(**arguments)
+
+    @property
+    def is_builtin(self) -> bool:
+        return self.model is None
+
+    @property
+    def model_dir(self) -> Path:
+        return BUILTIN_MODEL if self.model is None else Path(self.model)
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        return self.model_dir if self.tokenizer is None else Path(self.tokenizer)
+
+    def resolve_device(self) -> str:
+        """ "cpu" or "cuda"; ConfigError where CUDA is asked for and there is none."""
+        if self.device == "cpu":
+            return "cpu"
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+        if self.device == "cuda":
+            raise DeviceNotFoundError(
+                "device='cuda': torch sees no CUDA device", hint="device='cpu' works; `runtime doctor` says why"
+            )
+        return "cpu"
+
+    def resolve_num_batched_tokens(self, device: str) -> int:
+        return self.max_num_batched_tokens or _DEFAULT_NUM_BATCHED_TOKENS[device]
+
+    def resolve_step_timeout(self, device: str) -> float:
+        return self.step_timeout or _DEFAULT_STEP_TIMEOUT[device]
+
+
+def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(
+            f"{name}={shorten(value)}: must be one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
+        )
+
+
+def _require_int(name: str, value: object, low: int, high: int, *, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name}={shorten(value)}: must be an integer between {low} and {high}")
+    if not low <= value <= high:
+        raise ConfigError(f"{name}={value}: must be between {low} and {high}; nearest: {min(max(value, low), high)}")

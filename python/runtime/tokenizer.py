@@ -1,0 +1,125 @@
+"""Text to token ids and back, from the files of a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from runtime.chat_template import ChatTemplate, Message
+from runtime.errors import ConfigError, InvalidRequestError, ModelFormatError
+from runtime.loader.model_folder import MAX_JSON_BYTES, check_model_folder, file_in_folder, read_json
+
+MAX_PROMPT_CHARS = 16 << 20
+
+
+class Tokenizer:
+    """The tokenizer of a model folder. Immutable; every method may be called from any thread.
+
+    Args:
+        folder: holds tokenizer.json; tokenizer_config.json and chat_template.jinja where there are any.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder = check_model_folder(folder)
+        if not (folder / "tokenizer.json").exists():
+            raise ModelFormatError(
+                f"{folder} has no tokenizer.json", hint="skip_tokenizer_init=True takes and gives token ids alone"
+            )
+        text = _read_text(file_in_folder(folder, "tokenizer.json"))
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise ModelFormatError(f"tokenizer.json of {folder} is not a tokenizer: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._config = _read_object(folder, "tokenizer_config.json")
+        self.chat_template = self._read_chat_template(folder)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id, added tokens included."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def check_vocab_size(self, model_vocab_size: int) -> None:
+        """ModelFormatError when it knows tokens that the model has no embedding for."""
+        if self.vocab_size > model_vocab_size:
+            raise ModelFormatError(
+                f"the tokenizer knows {self.vocab_size} tokens, but the model's vocabulary has {model_vocab_size}",
+                hint="they belong to different models",
+            )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        if len(text) > MAX_PROMPT_CHARS:
+            raise InvalidRequestError(
+                "prompt", message=f"the prompt has {len(text)} characters; the limit is {MAX_PROMPT_CHARS}"
+            )
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        except Exception as error:  # e.g. lone surrogates
+            raise InvalidRequestError("prompt", message=f"the prompt cannot be tokenised: {error}") from None
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    def token_to_id(self, token: str) -> int | None:
+        found = self._tokenizer.token_to_id(token)
+        return None if found is None else int(found)
+
+    def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> str:
+        """The prompt of a conversation; it already holds its special tokens."""
+        if self.chat_template is None:
+            raise ConfigError(
+                "this model has no chat template",
+                hint="tokenizer_config.json or chat_template.jinja holds one; `generate` needs none",
+            )
+        return self.chat_template.render(messages, **options)
+
+    def _read_chat_template(self, folder: Path) -> ChatTemplate | None:
+        name = "chat_template.jinja"
+        source = self._config.get("chat_template")
+        if (folder / name).exists():
+            source = _read_text(file_in_folder(folder, name))
+        if isinstance(source, list):  # [{"name", "template"}, ...]
+            named = {entry["name"]: entry["template"] for entry in source if isinstance(entry, Mapping)}
+            source = named.get("default")
+        if not isinstance(source, str):
+            return None
+        return ChatTemplate(source, self._special_tokens())
+
+    def _special_tokens(self) -> dict[str, str]:
+        """bos_token and the like, which templates name."""
+        tokens = {}
+        for name, value in self._config.items():
+            content = value.get("content") if isinstance(value, Mapping) else value
+            if name.endswith("_token") and isinstance(content, str):
+                tokens[name] = content
+        return tokens
+
+
+def read_eos_token_ids(folder: Path) -> list[int]:
+    """End-of-sequence ids: generation_config.json's, else config.json's; a number or a list in either."""
+    for name in ("generation_config.json", "config.json"):
+        found = _read_object(folder, name).get("eos_token_id")
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise ModelFormatError(f"{name}: eos_token_id={found!r}: must be a token id or a list of them")
+        if ids:
+            return list(dict.fromkeys(ids))
+    return []
+
+
+def _read_object(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of the folder; {} if there is no such file."""
+    return read_json(folder, name) if (folder / name).exists() else {}
+
+
+def _read_text(path: Path) -> str:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ModelFormatError(f"{path.name} has {path.stat().st_size} bytes; the limit is {MAX_JSON_BYTES}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelFormatError(f"{path.name} is not UTF-8: {error}") from None
