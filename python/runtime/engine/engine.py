@@ -1,0 +1,311 @@
+"""The engine: one thread that schedules, runs and emits, step after step."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runtime.config import EngineConfig
+from runtime.engine.detokenizer import TextStream
+from runtime.engine.loading import LoadedModel, load_model
+from runtime.engine.model_runner import ModelRunner, Step
+from runtime.engine.output_processor import OutputProcessor
+from runtime.engine.request import Completion, RequestHandle
+from runtime.errors import EngineDeadError, RequestAborted
+from runtime.log import get_logger
+
+if TYPE_CHECKING:
+    from runtime import _core
+    from runtime.sampling_params import SamplingParams
+    from runtime.tokenizer import Tokenizer
+
+logger = get_logger(__name__)
+
+_IDLE_WAIT_S = 1.0
+_CLOSE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What only tests and benchmarks turn.
+
+    Args:
+        num_steps_in_flight: None: 1 on a CPU, 2 on CUDA.
+        preempt_every: preempt a request every so many steps; 0: never.
+    """
+
+    num_steps_in_flight: int | None = None
+    preempt_every: int = 0
+    runner_class: type[ModelRunner] = ModelRunner
+
+
+class Engine:
+    """Owns model, scheduler and the thread between them. Every public method may be called from any thread.
+
+    Raises:
+        ConfigError, ModelNotFoundError, ModelFormatError, CapacityError: from the constructor, once loading has failed.
+    """
+
+    def __init__(self, config: EngineConfig, knobs: Knobs = Knobs()) -> None:  # noqa: B008 - frozen
+        self.config = config
+        self.device = config.resolve_device()
+        self.model: LoadedModel
+        self._knobs = knobs
+        self._scheduler: _core.Scheduler
+        self._runner: ModelRunner
+        self._outputs: OutputProcessor
+        self._step_timeout_s = config.resolve_step_timeout(self.device)
+        self._request_ids = itertools.count()
+        self._handle_ids = itertools.count()
+        self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._error: BaseException | None = None
+        self._started = threading.Event()
+        self._closing = threading.Event()
+        self._busy_since: float | None = None
+        self._has_aborts = False  # requests may have ended while they waited
+        self._thread = threading.Thread(target=self._main, name="runtime-engine", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._error is not None:
+            raise self._error
+        threading.Thread(target=self._watch, name="runtime-watchdog", daemon=True).start()
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.model.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        return self.model.max_model_len
+
+    @property
+    def stats(self) -> _core.SchedulerStats:
+        """Counts of the scheduler as of its last step."""
+        return self.call(self._scheduler.stats)
+
+    def submit(
+        self,
+        prompt: str | None,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        cache_salt: str = "",
+        score_start: int = -1,
+    ) -> RequestHandle:
+        """Queues a request and returns at once.
+
+        Raises:
+            InvalidRequestError: the scheduler refuses it for good.
+            CapacityError: the queue is full.
+            EngineDeadError, RequestAborted: the engine has stopped, or was closed.
+        """
+        self._require_alive()
+        handle = RequestHandle(
+            str(next(self._handle_ids)),
+            prompt,
+            prompt_token_ids,
+            params,
+            self.tokenizer,
+            self._abort,
+            cache_salt,
+            score_start,
+        )
+        handle.completions = [self._completion(handle, index) for index in range(params.n)]
+        first, rest = handle.completions[0], handle.completions[1:]
+        if not self._waits_for_cache(handle):
+            self._submit_all(handle.completions)
+        else:
+            handle.defer(rest)
+            self._submit_all([first])
+        if self._error is not None:  # it died meanwhile and may not have seen this request
+            self._outputs.fail_all(self._error)
+        return handle
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all cached prefixes."""
+        self.call(self._scheduler.reset_prefix_cache)
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Runs a function in the engine thread, between two steps; returns its result."""
+        self._require_alive()
+        future: Future[Any] = Future()
+        self._commands.append((function, future))
+        self._scheduler.wake()
+        if self._error is not None:
+            self._cancel_commands()
+        return future.result()
+
+    def close(self) -> None:
+        """Stops the thread; requests that still run end with RequestAborted. Idempotent."""
+        self._closing.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._scheduler.wake()
+            self._thread.join(_CLOSE_TIMEOUT_S)
+
+    # ---- requests -------------------------------------------------------------------------
+
+    def _completion(self, handle: RequestHandle, index: int) -> Completion:
+        params, text = handle.params, None
+        if self.tokenizer is not None and params.detokenize and not handle.is_score:
+            text = TextStream(
+                self.tokenizer,
+                handle.prompt_token_ids,
+                stops=params.stop_strings,
+                include_stop=params.include_stop_str_in_output,
+                min_tokens=params.min_tokens,
+                skip_special_tokens=params.skip_special_tokens,
+            )
+        return Completion(handle, next(self._request_ids), index, params.for_completion(index), text)
+
+    def _waits_for_cache(self, handle: RequestHandle) -> bool:
+        """Whether completions 1.. find the prompt's full blocks in the cache once the first one has computed them."""
+        caches = self.config.enable_prefix_caching and len(handle.prompt_token_ids) > self.config.block_size
+        return caches and len(handle.completions) > 1
+
+    def _submit_all(self, completions: Sequence[Completion]) -> None:
+        for i, completion in enumerate(completions):
+            handle = completion.handle
+            self._outputs.add(completion)
+            try:
+                self._scheduler.submit(
+                    completion.request_id,
+                    handle.prompt_token_ids,
+                    completion.numbers,
+                    cache_salt=handle.cache_salt,
+                    score_start=handle.score_start,
+                )
+            except Exception:
+                self._outputs.discard(completion)
+                for submitted in completions[:i]:
+                    self._abort_request(submitted.request_id)
+                raise
+
+    def _submit_deferred(self, first: Completion) -> None:
+        """Engine thread: the prompt of the first completion has been computed."""
+        deferred = first.handle.take_deferred()
+        try:
+            self._submit_all(deferred)
+        except Exception as error:
+            for completion in deferred:
+                self._outputs.fail(completion, error)
+
+    def _abort(self, handle: RequestHandle) -> None:
+        for completion in handle.take_deferred():
+            completion.finish("abort")
+            completion.close()
+        for completion in handle.completions:
+            if not completion.closed and self._error is None:
+                self._abort_request(completion.request_id)
+
+    def _abort_request(self, request_id: int) -> None:
+        self._scheduler.abort(request_id)
+        self._has_aborts = True  # after the call: whoever reads it finds the request in the inbox
+
+    def _require_alive(self) -> None:
+        if self._error is not None:
+            raise self._error if isinstance(self._error, EngineDeadError) else EngineDeadError(self._error)
+        if self._closing.is_set():
+            raise RequestAborted("the engine is closed")
+
+    # ---- the thread -----------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._start()
+        except BaseException as error:
+            self._error = error
+            return
+        finally:
+            self._started.set()
+        try:
+            self._loop()
+            self._outputs.fail_all(RequestAborted("the engine was closed before the request finished"))
+        except BaseException as error:
+            logger.exception("a step failed")
+            self._die(error)
+        finally:
+            self._cancel_commands()
+
+    def _start(self) -> None:
+        begin = time.perf_counter()
+        knobs = self._knobs
+        steps = knobs.num_steps_in_flight or (2 if self.device == "cuda" else 1)
+        self.model = load_model(self.config, self.device)
+        self._max_in_flight = steps
+        self._scheduler = self.model.make_scheduler(num_steps_in_flight=steps, preempt_every=knobs.preempt_every)
+        self._runner = self.model.make_runner(
+            knobs.runner_class, num_plan_buffers=steps + 1, plan_capacity=self._scheduler.plan_capacity
+        )
+        self._scheduler.attach_plan_buffers(self._runner.plan_buffers)
+        self._outputs = OutputProcessor(self._scheduler.stop, self._abort_request, self._submit_deferred)
+        self._runner.capture()
+        logger.info("ready in %.1f s", time.perf_counter() - begin)
+
+    def _loop(self) -> None:
+        in_flight: deque[Step] = deque()
+        emit_late = self._runner.is_async  # while the next step runs
+        retired: tuple[_core.StepResult, Step | None] | None = None
+        while not self._closing.is_set() and self._error is None:
+            if self._commands:
+                self._run_commands()
+            ended_waiting, self._has_aborts = self._has_aborts, False
+            self._launch(in_flight)
+            if retired is not None:
+                self._outputs.process(*retired)
+                retired = None
+            if ended_waiting or not in_flight:
+                self._outputs.process(self._scheduler.take_events(), None)
+            if in_flight:
+                step = in_flight.popleft()
+                retired = (self._retire(step), step)
+                if not emit_late:
+                    self._outputs.process(*retired)
+                    retired = None
+            else:
+                self._busy_since = None
+                self._scheduler.wait(_IDLE_WAIT_S)
+
+    def _retire(self, step: Step) -> _core.StepResult:
+        step.wait(self._step_timeout_s)
+        return self._scheduler.update(step.number, step.token_ids)
+
+    def _launch(self, in_flight: deque[Step]) -> None:
+        while len(in_flight) < self._max_in_flight:
+            buffer = self._scheduler.schedule()
+            if buffer < 0:
+                return
+            self._busy_since = time.monotonic()
+            in_flight.append(self._runner.launch(buffer))
+
+    def _run_commands(self) -> None:
+        while self._commands:
+            function, future = self._commands.popleft()
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+    def _cancel_commands(self) -> None:
+        while self._commands:
+            _, future = self._commands.popleft()
+            future.set_exception(self._error or RequestAborted("the engine is closed"))
+
+    def _die(self, error: BaseException) -> None:
+        """Every waiting caller gets the cause; nothing is accepted any more."""
+        if self._error is None:
+            self._error = error if isinstance(error, EngineDeadError) else EngineDeadError(error)
+        self._outputs.fail_all(self._error)
+
+    def _watch(self) -> None:
+        """A step that hangs cannot report itself."""
+        interval = min(self._step_timeout_s / 4, 1.0)
+        while not self._closing.wait(interval) and self._error is None:
+            since = self._busy_since
+            if since is not None and time.monotonic() - since > self._step_timeout_s:
+                self._die(EngineDeadError(f"a step ran longer than step_timeout={self._step_timeout_s} s"))

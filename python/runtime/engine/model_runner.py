@@ -1,0 +1,201 @@
+"""Runs step plans on the device: plan to row state and inputs, model, sampler, results back to the host.
+
+Nothing here waits for the device: a `Step` is launched, and asked later whether it has finished.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from runtime.engine.cuda_graphs import DecodeGraphs
+from runtime.engine.scoring import ScoredRow, Scorer
+from runtime.engine.transfers import CudaTransfers, HostTransfers, Transfers, plan_buffers
+from runtime.errors import EngineDeadError
+from runtime.kernels import ops
+from runtime.kernels import step_plan as sp
+from runtime.kernels.step_state import RowState, StepInputs, StepOutputs
+
+if TYPE_CHECKING:
+    from runtime.basemodel import InferStateInfo, TpPartBaseModel
+
+Words = npt.NDArray[np.int32]
+
+_POLL_S = 20e-6
+
+
+class Step:
+    """A launched step. Its arrays stay valid until its buffers' next turn, when it has long been emitted."""
+
+    def __init__(self, header: list[int], outputs: StepOutputs) -> None:
+        self.number = header[sp.STEP]
+        self.num_rows = header[sp.NUM_ROWS]
+        self.launched_at = time.perf_counter()
+        self.event: torch.cuda.Event | None = None
+        self.scored: dict[int, ScoredRow] = {}
+        self._outputs = outputs.views
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns once the results are on the host. Polls, so that no thread blocks inside CUDA."""
+        if self.event is None:
+            return
+        deadline = time.monotonic() + timeout_s
+        while not self.event.query():  # type: ignore[no-untyped-call]
+            if time.monotonic() > deadline:
+                raise EngineDeadError(f"step {self.number} did not finish within step_timeout={timeout_s} s")
+            time.sleep(_POLL_S)
+
+    @property
+    def token_ids(self) -> Words:
+        """int32 [num_rows], -1 where nothing was sampled."""
+        token_ids: Words = self._outputs.token_ids[: self.num_rows]
+        return token_ids
+
+    def logprobs(self, row: int, num_top: int) -> tuple[list[int], list[float]]:
+        """Ids and logprobs: the sampled token, then the top ones."""
+        return (
+            self._outputs.logprob_ids[row, : num_top + 1].tolist(),
+            self._outputs.logprobs[row, : num_top + 1].tolist(),
+        )
+
+    def scores(self, row: int) -> list[float]:
+        """Logprobs of the scored tokens of the request in that row of the plan."""
+        return self.scored[row].values()
+
+
+class ModelRunner:
+    """One rank's device side of the engine; called by the engine thread alone.
+
+    Args:
+        num_plan_buffers, plan_capacity: how many StepPlans may exist at once, and the words of each.
+        enforce_eager: no CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        model: TpPartBaseModel,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        num_plan_buffers: int,
+        plan_capacity: int,
+        enforce_eager: bool = False,
+    ) -> None:
+        self.model = model
+        self.max_num_seqs = max_num_seqs
+        self.device = model.device
+        self.rows = RowState.allocate(
+            max_num_seqs=max_num_seqs,
+            max_model_len=model.max_model_len,
+            block_size=model.block_size,
+            vocab_size=model.vocab_size,
+            device=self.device,
+        )
+        self.inputs = StepInputs.allocate(
+            max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, device=self.device
+        )
+        self._scorer = Scorer()
+        self._graphs: DecodeGraphs | None = None
+        self._transfers: Transfers
+        if self.device.type == "cuda":
+            self._transfers = CudaTransfers(num_plan_buffers, plan_capacity, max_num_seqs, self.device)
+            if not enforce_eager:
+                self._graphs = DecodeGraphs(self, self._transfers.device_outputs(0))
+        else:
+            self._transfers = HostTransfers(num_plan_buffers, plan_capacity, max_num_seqs)
+
+    @property
+    def is_async(self) -> bool:
+        """`launch` returns before the step has run."""
+        return self.device.type == "cuda"
+
+    @property
+    def plan_buffers(self) -> list[tuple[int, int]]:
+        """(address, words) of each plan buffer, for `Scheduler.attach_plan_buffers`."""
+        return plan_buffers(self._transfers)
+
+    def capture(self) -> None:
+        """Captures the CUDA graphs; before the first step."""
+        if self._graphs is not None:
+            self._graphs.capture()
+
+    @torch.inference_mode()
+    def launch(self, buffer: int) -> Step:
+        """Runs the plan in that buffer; on CUDA it is only queued."""
+        words = self._transfers.words[buffer]
+        header = words[: sp.HEADER_WORDS].tolist()
+        num_rows, greedy_only = header[sp.NUM_ROWS], bool(header[sp.STEP_FLAGS] & sp.STEP_GREEDY_ONLY)
+        self.prepare(self._transfers.upload(buffer, header[sp.NUM_WORDS]))
+        self._scorer.apply(words, header)
+        step = Step(header, self._transfers.host_outputs(buffer))
+        if self._graphs is not None and num_rows == header[sp.NUM_DECODE_ROWS] and self._graphs.fits(num_rows):
+            self._graphs.replay(num_rows, greedy_only=greedy_only)
+        else:
+            logits = self._compute_logits(header, words, step)
+            self.sample(logits, self._transfers.device_outputs(buffer), greedy_only=greedy_only)
+        step.event = self._transfers.download(buffer, header)
+        return step
+
+    def prepare(self, plan: torch.Tensor) -> None:
+        ops.prepare_step(plan, self.rows, self.inputs)
+
+    def forward(self, input_ids: torch.Tensor, infer_state: InferStateInfo) -> torch.Tensor:
+        return self.model.run(input_ids, infer_state)
+
+    def sample(self, logits: torch.Tensor, outputs: StepOutputs, *, greedy_only: bool) -> None:
+        ops.sample(logits, self.rows, self.inputs, outputs, greedy_only=greedy_only)
+
+    def _compute_logits(self, header: list[int], words: Words, step: Step) -> torch.Tensor:
+        """Eager: one row of logits for each row of the plan."""
+        offset, num_rows, num_tokens = header[sp.ROWS], header[sp.NUM_ROWS], header[sp.NUM_TOKENS]
+        rows = words[offset : offset + num_rows * sp.ROW_WORDS].reshape(num_rows, sp.ROW_WORDS)
+        targets = self._scorer.targets(rows) if self._scorer.active else None
+        index = None if targets is None else torch.from_numpy(targets.logits_index)
+        state = self.infer_state(
+            num_rows=num_rows,
+            num_tokens=num_tokens,
+            total_token_num=int(rows[:, 1:3].sum()),
+            max_len=header[sp.MAX_LEN],
+            max_new_tokens=int(rows[:, 2].max()),
+            is_prefill=header[sp.NUM_DECODE_ROWS] < num_rows,
+            logits_index=None if index is None else index.to(self.device, non_blocking=True),
+        )
+        logits = self.forward(self.inputs.input_ids[:num_tokens], state)
+        if targets is None:
+            return logits
+        self._scorer.keep(targets, logits[num_rows:])
+        step.scored = targets.rows
+        return logits[:num_rows]
+
+    def infer_state(
+        self,
+        *,
+        num_rows: int,
+        num_tokens: int,
+        total_token_num: int,
+        max_len: int,
+        max_new_tokens: int,
+        is_prefill: bool,
+        logits_index: torch.Tensor | None = None,
+    ) -> InferStateInfo:
+        """The step as the model sees it: views of the step inputs, no copies."""
+        inputs = self.inputs
+        return self.model.make_infer_state(
+            inputs.input_ids[:num_tokens],
+            batch_size=num_rows,
+            total_token_num=total_token_num,
+            max_len_in_batch=max_len,
+            max_new_tokens_in_batch=max_new_tokens,
+            is_prefill=is_prefill,
+            b_loc=self.rows.block_table,
+            b_row=inputs.b_row[:num_rows],
+            b_start_loc=inputs.b_start_loc[: num_rows + 1],
+            b_seq_len=inputs.b_seq_len[:num_rows],
+            position_ids=inputs.position_ids[:num_tokens],
+            slot_mapping=inputs.slot_mapping[:num_tokens],
+            logits_index=logits_index,
+        )
