@@ -1,0 +1,260 @@
+"""`LLM`: a model folder in, answers out."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from runtime.config import BUILTIN_LINE, DEFAULT_BLOCK_SIZE, EngineConfig
+from runtime.engine import Engine, Knobs, RequestHandle
+from runtime.errors import ConfigError, InvalidRequestError
+from runtime.log import set_level
+from runtime.outputs import RequestOutput, StreamChunk
+from runtime.prompts import Prompt, encode_prompt, split_prompts
+from runtime.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from runtime import _core
+    from runtime.chat_template import Message
+    from runtime.tokenizer import Tokenizer
+
+
+class LLM:
+    """A loaded model and the engine that serves it. Every method may be called from any thread.
+
+    Args:
+        model: folder of a checkpoint; without it the built-in model is served.
+        The others are described at `runtime.config.EngineConfig`; an unknown one is an error.
+
+    Raises:
+        ConfigError: an argument that cannot work.
+        ModelNotFoundError, ModelFormatError: no model there, or its files are wrong.
+        CapacityError: the model does not fit into memory.
+    """
+
+    _knobs = Knobs()
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        tokenizer: str | None = None,
+        skip_tokenizer_init: bool = False,
+        dtype: str = "auto",
+        device: str = "auto",
+        load_format: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        max_num_batched_tokens: int | None = None,
+        block_size: int = DEFAULT_BLOCK_SIZE,
+        gpu_memory_utilization: float = 0.9,
+        kv_cache_memory_bytes: int | None = None,
+        num_kv_blocks: int | None = None,
+        enable_prefix_caching: bool = True,
+        deterministic: bool = False,
+        seed: int = 0,
+        enforce_eager: bool = False,
+        step_timeout: float | None = None,
+        max_queued_requests: int | None = None,
+        log_level: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        arguments = {**locals(), **unknown}
+        for name in ("self", "unknown"):
+            del arguments[name]
+        config = EngineConfig.from_arguments(arguments)
+        if config.log_level is not None:
+            set_level(config.log_level)
+        if config.is_builtin:
+            print(BUILTIN_LINE, file=sys.stderr)
+        self._engine = Engine(config, self._knobs)
+        self._finalizer = weakref.finalize(self, self._engine.close)
+
+    @classmethod
+    def _with_knobs(cls, knobs: Knobs, model: str | None = None, **arguments: Any) -> LLM:
+        """For tests and benchmarks: an LLM whose engine has `knobs`."""
+        turned: type[LLM] = type(cls.__name__, (cls,), {"_knobs": knobs})
+        return turned(model, **arguments)
+
+    # ---- asking ---------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Completes prompts, in their order.
+
+        Args:
+            prompts: a text, token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a list of these.
+            sampling_params: one for all, or one for each prompt.
+            use_tqdm: a progress bar; None: on a terminal with more than one prompt.
+        """
+        pairs = self._pair(split_prompts(prompts), sampling_params)
+        encoded = [(*encode_prompt(prompt, self.tokenizer), params) for prompt, params in pairs]
+        return self._run(encoded, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | None = None,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers a conversation, or each of a list of conversations.
+
+        Args:
+            messages: [{"role": "user", "content": ...}, ...], or a list of such lists.
+            chat_template_kwargs: further variables of the model's chat template.
+        """
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        if not conversations:
+            raise InvalidRequestError("messages", messages, "at least one message")
+        options = {**(chat_template_kwargs or {}), "add_generation_prompt": add_generation_prompt, "tools": tools}
+        encoded = []
+        for conversation, params in self._pair(conversations, sampling_params):
+            encoded.append((*self.encode_chat(conversation, **options), params))
+        return self._run(encoded, use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+        """Completes one prompt, chunk by chunk. Leaving the loop early aborts the request."""
+        handle = self.submit(prompt, sampling_params)
+        try:
+            yield from handle
+        finally:
+            handle.abort()
+
+    async def agenerate(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> AsyncIterator[StreamChunk]:
+        """`stream` for asyncio."""
+        handle = self.submit(prompt, sampling_params)
+        try:
+            async for chunk in handle:
+                yield chunk
+        finally:
+            handle.abort()
+
+    def submit(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_salt: str = ""
+    ) -> RequestHandle:
+        """Queues one prompt and returns at once.
+
+        Args:
+            cache_salt: requests share cached prefixes only under equal salts.
+        """
+        text, token_ids = encode_prompt(prompt, self.tokenizer)
+        params = _checked_params(sampling_params)
+        return self._engine.submit(text, token_ids, params, cache_salt=cache_salt)
+
+    def score(self, prompt: str | Sequence[int], continuation: str | Sequence[int]) -> list[float]:
+        """The logprob of each token of `continuation`, as if it had been the output after `prompt`."""
+        text, token_ids = encode_prompt(prompt, self.tokenizer)
+        if isinstance(continuation, str) and self.tokenizer is not None:
+            scored = self.tokenizer.encode(continuation, add_special_tokens=False)
+        else:
+            scored = encode_prompt(continuation, self.tokenizer)[1]
+        if not scored:
+            raise InvalidRequestError("continuation", continuation, "at least one token")
+        params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
+        handle = self._engine.submit(text, [*token_ids, *scored], params, score_start=len(token_ids))
+        return handle.scores()
+
+    # ---- the engine -----------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._engine.tokenizer
+
+    @property
+    def config(self) -> EngineConfig:
+        return self._engine.config
+
+    @property
+    def max_model_len(self) -> int:
+        return self._engine.max_model_len
+
+    @property
+    def stats(self) -> _core.SchedulerStats:
+        """Requests, KV blocks and tokens as counted by the scheduler."""
+        return self._engine.stats
+
+    def encode_chat(self, messages: Sequence[Message], **options: Any) -> tuple[str, list[int]]:
+        """(text, token ids) of a conversation under the model's chat template."""
+        if self.tokenizer is None:
+            raise ConfigError(
+                "a conversation needs a tokenizer", hint="skip_tokenizer_init=True takes prompt_token_ids alone"
+            )
+        text = self.tokenizer.apply_chat_template(messages, **options)
+        token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if not token_ids:
+            raise InvalidRequestError("messages", messages, "rendered to at least one token")
+        return text, token_ids
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all cached prefixes; requests that run keep theirs."""
+        self._engine.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Stops the engine; requests that still run end with RequestAborted. Idempotent."""
+        self._finalizer()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- helpers --------------------------------------------------------------------------
+
+    def _pair(self, prompts: Sequence[Any], params: object) -> list[tuple[Any, SamplingParams]]:
+        if not isinstance(params, Sequence):
+            return [(prompt, _checked_params(params)) for prompt in prompts]
+        if len(params) != len(prompts):
+            message = f"{len(params)} sampling_params for {len(prompts)} prompts: give one, or one for each"
+            raise InvalidRequestError("sampling_params", params, message=message)
+        return [(prompt, _checked_params(one)) for prompt, one in zip(prompts, params)]
+
+    def _run(
+        self, requests: Sequence[tuple[str | None, list[int], SamplingParams]], use_tqdm: bool | None
+    ) -> list[RequestOutput]:
+        handles: list[RequestHandle] = []
+        try:
+            for text, token_ids, params in requests:
+                handles.append(self._engine.submit(text, token_ids, params))
+            return [handle.result() for handle in _with_progress(handles, use_tqdm)]
+        except BaseException:  # KeyboardInterrupt included
+            for handle in handles:
+                handle.abort()
+            raise
+
+
+def _checked_params(params: object) -> SamplingParams:
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequestError("sampling_params", params, "a SamplingParams")
+    return params
+
+
+def _with_progress(handles: Sequence[RequestHandle], use_tqdm: bool | None) -> Iterator[RequestHandle]:
+    wanted = use_tqdm if use_tqdm is not None else len(handles) > 1 and sys.stderr.isatty()
+    if wanted:
+        try:
+            from tqdm import tqdm  # type: ignore[import-untyped]
+        except ImportError:
+            pass
+        else:
+            yield from tqdm(handles, unit="prompt", file=sys.stderr)
+            return
+    yield from handles
