@@ -33,7 +33,7 @@ class IncrementalDetokenizer:
         self._decoder = decoder
         self._skip = skip_special_tokens
         self._window = list(prompt_token_ids[-_CONTEXT:])
-        self._shown = len(self._decode(self._window))  # characters of decode(window) that are out
+        self._shown = self._decode(self._window)  # what of decode(window) is out
         self._held = 0  # tokens since the last character came out
 
     def push(self, token_id: int) -> str:
@@ -43,19 +43,20 @@ class IncrementalDetokenizer:
         text = self._decode(self._window)
         if text.endswith("\ufffd"):
             return self._release_all_but_unfinished(text)
-        delta = text[self._shown :]
+        delta = self._show(text)
         if delta:
             self._held = 0
-        self._shown = len(text)
         if len(self._window) > _MAX_WINDOW:
             self._trim(text)
         return delta
 
     def flush(self) -> str:
         """What was held back, at the end of the output."""
-        text = self._decode(self._window)
-        delta = text[self._shown :]
-        self._shown = len(text)
+        return self._show(self._decode(self._window))
+
+    def _show(self, text: str) -> str:
+        delta = text[len(self._shown) :]
+        self._shown = text
         return delta
 
     def _release_all_but_unfinished(self, text: str) -> str:
@@ -65,9 +66,10 @@ class IncrementalDetokenizer:
         if self._held <= _MAX_HELD:
             return ""
         settled = self._decode(self._window[:-_MAX_UNFINISHED])
-        delta = settled[self._shown :]
-        self._shown = max(self._shown, len(settled))
-        return delta
+        # otherwise it ends inside a character, or what is unfinished spoils what was already shown
+        if not (text.startswith(settled) and settled.startswith(self._shown)):
+            return ""
+        return self._show(settled)
 
     def _trim(self, text: str) -> None:
         """Forgets all but the last tokens, where that leaves the text as it is."""
@@ -75,9 +77,9 @@ class IncrementalDetokenizer:
         tail = self._decode(window)
         clean = text.endswith(tail) and not tail.startswith("\ufffd")
         if clean or len(self._window) > _FORCED_WINDOW:
-            unshown = len(text) - self._shown
+            unshown = max(len(text) - len(self._shown), 0)
             self._window = window
-            self._shown = max(len(tail) - unshown, 0)
+            self._shown = tail[: max(len(tail) - unshown, 0)]
 
     def _decode(self, token_ids: list[int]) -> str:
         return self._decoder.decode(token_ids, skip_special_tokens=self._skip) if token_ids else ""

@@ -87,7 +87,8 @@ class Engine:
     @property
     def stats(self) -> _core.SchedulerStats:
         """Counts of the scheduler as of its last step."""
-        return self.call(self._scheduler.stats)
+        found: _core.SchedulerStats = self.call(self._scheduler.stats)
+        return found
 
     def submit(
         self,
