@@ -61,8 +61,8 @@ def sample(
 def _sample_on_host(
     logits: torch.Tensor, rows: RowState, inputs: StepInputs, outputs: StepOutputs, greedy_only: bool
 ) -> None:
-    host_rows, host_outputs = rows.to_host(), outputs.to_host()
-    sample(logits.cpu(), host_rows, inputs.to_host(), host_outputs, greedy_only=greedy_only)
+    host_rows, host_outputs = rows.to("cpu"), outputs.to("cpu")
+    sample(logits.cpu(), host_rows, inputs.to("cpu"), host_outputs, greedy_only=greedy_only)
     rows.copy_from(host_rows)
     outputs.copy_from(host_outputs)
 

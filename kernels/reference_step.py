@@ -50,7 +50,7 @@ def prepare_step(plan: torch.Tensor, rows: RowState, inputs: StepInputs) -> None
 
 
 def _prepare_on_host(plan: torch.Tensor, rows: RowState, inputs: StepInputs) -> None:
-    host_rows, host_inputs = rows.to_host(), inputs.to_host()
+    host_rows, host_inputs = rows.to("cpu"), inputs.to("cpu")
     prepare_step(plan.cpu(), host_rows, host_inputs)
     rows.copy_from(host_rows)
     inputs.copy_from(host_inputs)

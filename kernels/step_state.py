@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -28,9 +28,9 @@ class _Tensors:
         """The tensors as numpy arrays over the same memory. CPU only."""
         return SimpleNamespace(**{name: tensor.numpy() for name, tensor in self._tensors().items()})
 
-    def to_host(self) -> Self:
-        """A copy in host memory; this group itself when it lives there."""
-        return replace(self, **{name: tensor.cpu() for name, tensor in self._tensors().items()})
+    def to(self, device: torch.device | str) -> Self:
+        """A copy on `device`; the same tensors when they live there."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
     def copy_from(self, other: Self) -> None:
         """Overwrites every tensor with that of `other`, on any device."""
@@ -166,4 +166,61 @@ class StepOutputs(_Tensors):
             token_ids=torch.full(shape[:1], -1, dtype=torch.int32, device=device),
             logprobs=torch.zeros(shape, dtype=torch.float32, device=device),
             logprob_ids=torch.full(shape, -1, dtype=torch.int32, device=device),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SampleWorkspace(_Tensors):
+    """Memory of the Triton `sample`, for graphs that must not allocate: 8 bytes a logit of the largest batch.
+
+    With `greedy_only` what greedy steps do not touch is left out.
+    """
+
+    CHUNK: ClassVar[int] = 4096  # logits of one program
+    MAX_CANDIDATES: ClassVar[int] = 8192
+    NUM_PIVOTS: ClassVar[int] = 16
+    TOP: ClassVar[int] = 32  # a power of two above MAX_LOGPROBS
+
+    num_chunks: int
+    best_values: torch.Tensor  # float32 [R, chunks], best_ids int32: each chunk's choice
+    best_ids: torch.Tensor
+    edited: torch.Tensor  # float32 [R, vocab], logits of the rows that change them
+    counts: torch.Tensor  # int32 [R, vocab], zeros between steps
+    chunk_max: torch.Tensor  # float32 [R, chunks]
+    pivot_counts: torch.Tensor  # float32 [R, chunks, NUM_PIVOTS]
+    pivot_masses: torch.Tensor
+    candidates: torch.Tensor  # float32 [R, MAX_CANDIDATES]
+    thresholds: torch.Tensor  # float32 [R, 2]
+    chunk_stats: torch.Tensor  # float32 [R, chunks, 2], for logprobs
+    top_values: torch.Tensor  # float32 [R, chunks, TOP], top_ids int32: each chunk's largest logits
+    top_ids: torch.Tensor
+
+    @classmethod
+    def allocate(
+        cls, *, max_num_seqs: int, vocab_size: int, device: torch.device | str, greedy_only: bool = False
+    ) -> SampleWorkspace:
+        num_chunks = -(-vocab_size // cls.CHUNK)
+        num_rows = max_num_seqs + 1
+        full = 0 if greedy_only else num_rows
+
+        def floats(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=torch.float32, device=device)
+
+        def ints(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=torch.int32, device=device)
+
+        return cls(
+            num_chunks=num_chunks,
+            best_values=floats(num_rows, num_chunks),
+            best_ids=ints(num_rows, num_chunks),
+            edited=floats(full, vocab_size),
+            counts=torch.zeros(full, vocab_size, dtype=torch.int32, device=device),
+            chunk_max=floats(full, num_chunks),
+            pivot_counts=floats(full, num_chunks, cls.NUM_PIVOTS),
+            pivot_masses=floats(full, num_chunks, cls.NUM_PIVOTS),
+            candidates=floats(full, cls.MAX_CANDIDATES),
+            thresholds=floats(full, 2),
+            chunk_stats=floats(full, num_chunks, 2),
+            top_values=floats(full, num_chunks, cls.TOP),
+            top_ids=ints(full, num_chunks, cls.TOP),
         )

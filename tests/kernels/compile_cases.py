@@ -21,6 +21,7 @@ from runtime.kernels.linear_config import GemmConfig, GemvConfig
 from runtime.kernels.prepare_step import prepare_step
 from runtime.kernels.rms_norm import rms_norm
 from runtime.kernels.rotary_kv_store import rotary_kv_store
+from runtime.kernels.sample import sample
 from runtime.kernels.silu_and_mul import silu_and_mul
 from runtime.kernels.step_state import RowState, StepInputs, StepOutputs
 from runtime.kernels.token_attention import token_attention
@@ -150,6 +151,10 @@ CASES = [
         ),
     ),
     Case("prepare_step", lambda: prepare_step(empty(4096, dtype=I32), *_step()[:2])),
+    Case("sample, greedy, bf16", lambda: sample(empty(8, 128256), *_step(), greedy_only=True)),
+    Case("sample, greedy, fp32", lambda: sample(empty(8, 128256, dtype=FP32), *_step(), greedy_only=True)),
+    Case("sample, full, bf16", lambda: sample(empty(8, 128256), *_step())),
+    Case("sample, full, fp32, 256k ids", lambda: sample(empty(8, 262144, dtype=FP32), *_step(262144))),
     Case("copy_blocks", lambda: copy_blocks(empty(4, 8, 16, 128), empty(4, 8, 16, 128), empty(3, 2, dtype=I32))),
     *_attention_cases(),
     *_linear_cases(),
