@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from runtime._core import __version__
-
 if TYPE_CHECKING:
+    from runtime._core import __version__
     from runtime.engine import RequestHandle
     from runtime.llm import LLM
     from runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
@@ -26,6 +25,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "__version__": "runtime._core",
     "LLM": "runtime.llm",
     "CompletionOutput": "runtime.outputs",
     "Logprob": "runtime.outputs",
@@ -38,7 +38,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on first use: `import runtime` must not load torch."""
+    """Imports on first use: `import runtime` must not load torch, and kernels run where the C++ core is not built."""
     if name not in _HOMES:
         raise AttributeError(f"module 'runtime' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
