@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from .._core import BlockAllocator
 from ..errors import ConfigError, ModelFormatError, shorten
 from ..loader import Checkpoint, DummyCheckpoint, ModelConfig, check_model_folder, read_config
 from ..parallel import TpGroup
@@ -177,11 +178,11 @@ class TpPartBaseModel:
             layer.load(source)
 
     def _init_mem_manager(self) -> None:
-        """The KV tensors."""
+        """The KV tensors and, on rank 0, the allocator of their blocks."""
         num_blocks = self.max_total_token_num // self.block_size
         shape = (self.config["num_hidden_layers"], 2, num_blocks + 1, self._kv_heads, self.block_size)
         kv_cache = torch.zeros((*shape, self.config["head_dim"]), dtype=self.dtype, device=self.device)
-        self.mem_manager = MemManager(kv_cache)
+        self.mem_manager = MemManager(kv_cache, BlockAllocator(num_blocks) if self.tp_rank_ == 0 else None)
 
     def _init_infer_layer(self) -> None:
         self.pre_infer = self.pre_layer_infer_class(self.config)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .._core import BlockAllocator
 from ..errors import CapacityError
 
 
@@ -16,13 +17,15 @@ class MemManager:
 
     Args:
         kv_cache: [layers, 2, num_blocks + 1, kv_heads of this rank, block_size, head_dim], keys first.
+        allocator: hands out the blocks; None on ranks above 0. An engine gives it to its Scheduler, from then its only
+            caller.
 
     Attributes:
         num_blocks, block_size: blocks that can be handed out, and tokens of each.
     """
 
-    def __init__(self, kv_cache: Tensor) -> None:
-        self.kv_cache = kv_cache
+    def __init__(self, kv_cache: Tensor, allocator: BlockAllocator | None = None) -> None:
+        self.kv_cache, self.allocator = kv_cache, allocator
         self.num_blocks, self.block_size = kv_cache.shape[2] - 1, kv_cache.shape[4]
         self._layers = [(keys, values) for keys, values in kv_cache.unbind(0)]
         self._unused = list(range(self.num_blocks, 0, -1))
@@ -34,7 +37,7 @@ class MemManager:
     def extend(self, b_loc: Tensor, b_seq_len: Sequence[int]) -> None:
         """Gives row i of `b_loc` fresh blocks until it holds b_seq_len[i] tokens: for driving a model by hand.
 
-        Not for a model that an engine runs: there the scheduler alone gives out blocks.
+        Not for a model that an engine runs: there the scheduler alone gives out blocks, and this knows nothing of it.
 
         Raises:
             CapacityError: too few blocks are left; nothing was given.
