@@ -16,13 +16,13 @@ test_function() {
 export -f test_function
 started=$SECONDS
 python3 -m pytest --collect-only -q -m gpu tests/kernels 2>/dev/null | grep '::' | sed 's/\[.*//' | sort -u |
-  timeout 240 xargs -P "$(nproc)" -I {} bash -c 'test_function {}' >"$out/tests.log"
+  timeout 150 xargs -P "$(nproc)" -I {} bash -c 'test_function {}' >"$out/tests.log"
 tests_took=$((SECONDS - started))
 
 if [ "$minutes" != 0 ]; then
   python3 tools/tune_kernels.py --out "$out" --minutes "$minutes" --model "$models" && cp "$out"/*.json kernels/configs/
 fi
-timeout 240 python3 -m runtime.bench.kernels --out "$out/kernels.jsonl" --commit "$(cat .commit 2>/dev/null || git rev-parse --short HEAD 2>/dev/null)"
+timeout 200 python3 -m runtime.bench.kernels --out "$out/kernels.jsonl" --commit "$(cat .commit 2>/dev/null || git rev-parse --short HEAD 2>/dev/null)"
 echo "tests, $tests_took s:"
 grep -E '^[a-z_.:]*: (FAILED|ERROR)|error|Error' "$out/tests.log" | sort | uniq -c | sort -rn | head -30
 grep -oE '[0-9]+ (passed|failed|errors?)' "$out/tests.log" | awk '{sum[$2] += $1} END {for (k in sum) print sum[k], k}'
