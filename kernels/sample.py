@@ -106,7 +106,6 @@ def _best_of_chunk_kernel(
         else:
             row = tl.load(b_row_ptr + i)
             flags = tl.load(flags_ptr + row)
-            x = load_logits(line, edited_ptr + i * vocab_size, is_edited(flags), ids, ids < vocab_size)
             if (flags & _LOGPROBS) != 0:
                 raw = tl.load(line + ids, mask=ids < vocab_size, other=float("-inf")).to(tl.float32)
                 _chunk_logprobs(
@@ -118,6 +117,7 @@ def _best_of_chunk_kernel(
                     top_ids_ptr + part * _TOP,
                     CHUNK,
                 )
+            x = load_logits(line, edited_ptr + i * vocab_size, is_edited(flags), ids, ids < vocab_size)
             if (flags & _GREEDY) == 0:
                 x = (x - tl.load(thresholds_ptr + 2 * i)) * (1.0 / tl.load(temperature_ptr + row))
                 noise = gumbel_noise(tl.load(seed_ptr + row), tl.load(b_seq_len_ptr + i), ids, FAST_LOG)

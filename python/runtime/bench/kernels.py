@@ -1,6 +1,6 @@
 """The kernel table: each hot kernel at real shapes against what the device can do.
 
-python -m runtime.bench.kernels [--out rows.jsonl] [--only token_attention,context_attention,linear] [--model NAME]
+python -m runtime.bench.kernels [--out rows.jsonl] [--only token_attention,linear,rowwise] [--model NAME]
 
 One JSON object a row: `op`, `model`, `case`, `deterministic`, `us`, then `tb_s` and `pct_of_copy` (bytes that must
 move, against a device copy measured in the same run) or `tflop_s`, and `library_us` (cuBLAS or torch's attention).
@@ -14,7 +14,7 @@ import json
 import platform
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from .kernel_cases import (
     kv_bytes,
     weight_sets,
 )
+from .kernels_rowwise import rowwise_rows
 
 Row = dict[str, Any]
 
@@ -152,10 +153,11 @@ def linear_rows(shapes: ModelShapes, device: torch.device) -> Iterator[Row]:
 
 def _rows(model: str, ops: list[str], device: torch.device) -> Iterator[Row]:
     shapes = MODELS[model]
-    makers = {
+    makers: dict[str, Callable[[], Iterator[Row]]] = {
         "token_attention": lambda: token_attention_rows(shapes.heads, device),
         "context_attention": lambda: context_attention_rows(shapes.heads, device),
         "linear": lambda: linear_rows(shapes, device),
+        "rowwise": lambda: rowwise_rows(shapes),
     }
     for op in ops:
         for row in makers[op]():
@@ -184,7 +186,8 @@ def environment(commit: str) -> Row:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="runtime.bench.kernels", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", "--json", type=Path, help="file that gets one JSON object a line")
-    parser.add_argument("--only", default="token_attention,context_attention,linear", help="ops, with commas between")
+    ops = "token_attention,context_attention,linear,rowwise"
+    parser.add_argument("--only", default=ops, help="ops, with commas between")
     parser.add_argument("--model", choices=MODELS, default="llama-3.1-8b")
     parser.add_argument("--commit", default="", help="named in each row")
     args = parser.parse_args(argv)
