@@ -99,7 +99,8 @@ def _attention_cases() -> list[Case]:
         Case(
             f"{'context' if context else 'token'}_attention {name}",
             partial(_attention, *shape, context=context, **options),
-            may_spill=options.get("dtype") == FP32 or shape[2] > 128,
+            # a head of 80 is padded to 128: a few bytes on sm_80
+            may_spill=options.get("dtype") == FP32 or shape[2] > 128 or shape[2] == 80,
         )
         for context in (False, True)
         for name, shape, options in variants

@@ -60,12 +60,11 @@ def test_kernels_and_models_load_under_one_name_only():
     assert result.stdout.strip() == "[]"
 
 
-def test_wheel_holds_every_source_as_a_real_file(wheel_files):
-    inside = {info.filename for info in wheel_files if info.file_size >= 0}
-    for folder in ("kernels", "models", "python/runtime"):
-        tracked = [path for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts]
-        prefix = "runtime" if folder == "python/runtime" else f"runtime/{folder}"
-        missing = {f"{prefix}/{path.relative_to(ROOT / folder)}" for path in tracked} - inside
+def test_wheel_holds_every_file_of_the_package_as_a_real_file(wheel_files):
+    inside = {info.filename for info in wheel_files}
+    for folder, prefix in (("kernels", "runtime/kernels"), ("models", "runtime/models"), ("python/runtime", "runtime")):
+        files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        missing = {f"{prefix}/{path.relative_to(ROOT / folder)}" for path in files} - inside
         assert not missing, f"{folder}: {sorted(missing)}"
 
 
