@@ -183,6 +183,19 @@ class LLM:
         return self._engine.max_model_len
 
     @property
+    def vocab_size(self) -> int:
+        return self._engine.model.model.vocab_size
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or "cuda"."""
+        return self._engine.device
+
+    @property
+    def dtype(self) -> str:
+        return str(self._engine.model.model.dtype).removeprefix("torch.")
+
+    @property
     def stats(self) -> _core.SchedulerStats:
         """Requests, KV blocks and tokens as counted by the scheduler."""
         return self._engine.stats

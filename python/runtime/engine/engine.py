@@ -11,6 +11,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from runtime.config import EngineConfig
 from runtime.engine.detokenizer import TextStream
 from runtime.engine.loading import LoadedModel, load_model
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+_ONE_THREAD_BYTES = 64 << 20
 _IDLE_WAIT_S = 1.0
 _CLOSE_TIMEOUT_S = 10.0
 
@@ -238,6 +241,7 @@ class Engine:
         knobs = self._knobs
         steps = knobs.num_steps_in_flight or (2 if self.device == "cuda" else 1)
         self.model = load_model(self.config, self.device)
+        torch.set_num_threads(self._num_threads())
         self._max_in_flight = steps
         self._scheduler = self.model.make_scheduler(num_steps_in_flight=steps, preempt_every=knobs.preempt_every)
         self._runner = self.model.make_runner(
@@ -247,6 +251,11 @@ class Engine:
         self._outputs = OutputProcessor(self._scheduler.stop, self._abort_request, self._submit_deferred)
         self._runner.capture()
         logger.info("ready in %.1f s", time.perf_counter() - begin)
+
+    def _num_threads(self) -> int:
+        """Of torch's operators, in this thread. More than one only delays the operators of a small model."""
+        small = self.model.model.memory.weight_bytes < _ONE_THREAD_BYTES
+        return 1 if small else torch.get_num_threads()
 
     def _loop(self) -> None:
         in_flight: deque[Step] = deque()

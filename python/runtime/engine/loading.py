@@ -55,7 +55,9 @@ class LoadedModel:
             max_queued_requests=-1 if config.max_queued_requests is None else config.max_queued_requests,
             seed=config.seed,
         )
-        return _core.Scheduler(limits, _core.BlockAllocator(self.model.mem_manager.num_blocks))
+        allocator = self.model.mem_manager.allocator
+        assert allocator is not None, "rank 0 holds the allocator"
+        return _core.Scheduler(limits, allocator)
 
     def make_runner(self, runner_class: type[ModelRunner], *, num_plan_buffers: int, plan_capacity: int) -> ModelRunner:
         return runner_class(

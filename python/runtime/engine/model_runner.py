@@ -34,6 +34,7 @@ class Step:
     def __init__(self, header: list[int], outputs: StepOutputs) -> None:
         self.number = header[sp.STEP]
         self.num_rows = header[sp.NUM_ROWS]
+        self.is_decode = header[sp.NUM_DECODE_ROWS] == self.num_rows
         self.launched_at = time.perf_counter()
         self.event: torch.cuda.Event | None = None
         self.scored: dict[int, ScoredRow] = {}
@@ -98,6 +99,9 @@ class ModelRunner:
         self.inputs = StepInputs.allocate(
             max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, device=self.device
         )
+        # of the last step: consecutive decode steps mostly have the same shape
+        self._views_of = (0, 0)
+        self._views: dict[str, torch.Tensor] = {}
         self._scorer = Scorer()
         self._graphs: DecodeGraphs | None = None
         self._transfers: Transfers
@@ -183,19 +187,26 @@ class ModelRunner:
         logits_index: torch.Tensor | None = None,
     ) -> InferStateInfo:
         """The step as the model sees it: views of the step inputs, no copies."""
-        inputs = self.inputs
+        if self._views_of != (num_rows, num_tokens):
+            self._views_of, self._views = (num_rows, num_tokens), self._make_views(num_rows, num_tokens)
         return self.model.make_infer_state(
-            inputs.input_ids[:num_tokens],
+            self.inputs.input_ids[:num_tokens],
             batch_size=num_rows,
             total_token_num=total_token_num,
             max_len_in_batch=max_len,
             max_new_tokens_in_batch=max_new_tokens,
             is_prefill=is_prefill,
-            b_loc=self.rows.block_table,
-            b_row=inputs.b_row[:num_rows],
-            b_start_loc=inputs.b_start_loc[: num_rows + 1],
-            b_seq_len=inputs.b_seq_len[:num_rows],
-            position_ids=inputs.position_ids[:num_tokens],
-            slot_mapping=inputs.slot_mapping[:num_tokens],
             logits_index=logits_index,
+            **self._views,
         )
+
+    def _make_views(self, num_rows: int, num_tokens: int) -> dict[str, torch.Tensor]:
+        inputs = self.inputs
+        return {
+            "b_loc": self.rows.block_table,
+            "b_row": inputs.b_row[:num_rows],
+            "b_start_loc": inputs.b_start_loc[: num_rows + 1],
+            "b_seq_len": inputs.b_seq_len[:num_rows],
+            "position_ids": inputs.position_ids[:num_tokens],
+            "slot_mapping": inputs.slot_mapping[:num_tokens],
+        }
