@@ -109,15 +109,11 @@ void BlockAllocator::Check() const {
   for (BlockId block = 1; block <= num_blocks_; ++block) num_unowned += num_owners(block) == 0;
   std::int32_t num_listed = 0;
   for (BlockId block = slots_[0].next; block != kNoBlock; block = slot(block).next) {
-    if (num_owners(block) != 0 || ++num_listed > num_blocks_) {
-      throw InvariantError("the free list holds a block that has owners, or holds one twice");
-    }
+    Hold(num_owners(block) == 0, "a block in the free list has no owner");
+    Hold(++num_listed <= num_blocks_, "a block stands in the free list once");
   }
-  if (num_listed != num_unowned || num_listed != num_free_) {
-    throw InvariantError("free blocks: " + std::to_string(num_free_) + " counted, " +
-                         std::to_string(num_listed) + " listed, " + std::to_string(num_unowned) +
-                         " without an owner");
-  }
+  Hold(num_listed == num_unowned, "every block without an owner is in the free list");
+  Hold(num_listed == num_free_, "free blocks are counted");
 }
 
 }  // namespace runtime

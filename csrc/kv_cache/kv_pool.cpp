@@ -5,7 +5,6 @@
 #include <cmath>
 
 #include "common/check.h"
-#include "runtime/error.h"
 
 namespace runtime {
 
@@ -61,9 +60,7 @@ void KvPool::Release(KvShare& share) {
 void KvPool::Check() const {
   allocator_.Check();
   cache_.Check();
-  if (num_reserved_ < 0 || num_available() < 0) {
-    throw InvariantError("more blocks are set aside than are free");
-  }
+  Hold(num_reserved_ >= 0 && num_available() >= 0, "no more blocks are set aside than are free");
 }
 
 }  // namespace runtime

@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "common/check.h"
-#include "runtime/error.h"
 
 namespace runtime {
 
@@ -109,13 +108,13 @@ std::span<const TokenId> PrefixCache::BlockTokens(std::span<const TokenId> token
   return tokens.subspan(start, size);
 }
 
-std::span<TokenId> PrefixCache::StoredTokens(BlockId block) {
+std::span<const TokenId> PrefixCache::StoredTokens(BlockId block) const {
   const auto size = static_cast<std::size_t>(options_.block_size);
   return std::span(tokens_).subspan(static_cast<std::size_t>(block) * size, size);
 }
 
 bool PrefixCache::Holds(BlockId block, BlockId parent, const std::string& salt,
-                        std::span<const TokenId> tokens) {
+                        std::span<const TokenId> tokens) const {
   return entries_[static_cast<std::size_t>(block)].parent == parent &&
          std::ranges::equal(StoredTokens(block), tokens) &&
          (parent != kNoBlock || SaltOf(block) == salt);
@@ -140,7 +139,7 @@ void PrefixCache::Insert(BlockId block, const Entry& entry, const std::string& s
                          std::span<const TokenId> tokens) {
   if (entry.parent == kNoBlock && !salt.empty()) root_salts_[block] = salt;
   entries_[static_cast<std::size_t>(block)] = entry;
-  std::ranges::copy(tokens, StoredTokens(block).begin());
+  std::ranges::copy(tokens, tokens_.begin() + std::ptrdiff_t{block} * options_.block_size);
   slots_[FindSlot(entry.key)] = block;
   allocator_.SetCached(block, true);
   ++num_cached_;
@@ -168,22 +167,25 @@ void PrefixCache::Check() const {
   for (BlockId block = 1; block <= allocator_.num_blocks(); ++block) {
     if (!allocator_.is_cached(block)) continue;
     ++num_found;
-    const Entry& entry = entries_[static_cast<std::size_t>(block)];
-    const bool is_root = entry.parent == kNoBlock;
-    if (Find(entry.key) != block) throw InvariantError("a cached block is not found by its key");
-    if (!is_root && !allocator_.is_cached(entry.parent)) {
-      throw InvariantError("a cached block outlived its parent");
-    }
-    if (!is_root && allocator_.num_owners(block) > 0 && allocator_.num_owners(entry.parent) == 0) {
-      throw InvariantError("a cached block is owned while its parent is free");
-    }
-    const Hash128 parent =
-        is_root ? RootKey(SaltOf(block)) : entries_[static_cast<std::size_t>(entry.parent)].key;
-    if (Key(parent, const_cast<PrefixCache*>(this)->StoredTokens(block)) != entry.key) {
-      throw InvariantError("a cached block's key is not the hash of its tokens");
-    }
+    CheckEntry(block);
   }
-  if (num_found != num_cached_) throw InvariantError("the prefix index miscounts its blocks");
+  Hold(num_found == num_cached_, "cached blocks are counted");
+}
+
+void PrefixCache::CheckEntry(BlockId block) const {
+  const Entry& entry = entries_[static_cast<std::size_t>(block)];
+  Hold(Find(entry.key) == block, "a cached block is found under its key");
+  Hash128 parent_key;
+  if (entry.parent == kNoBlock) {
+    parent_key = RootKey(SaltOf(block));
+  } else {
+    Hold(allocator_.is_cached(entry.parent), "a cached block goes before its parent does");
+    Hold(allocator_.num_owners(block) == 0 || allocator_.num_owners(entry.parent) > 0,
+         "who owns a cached block owns its parent");
+    parent_key = entries_[static_cast<std::size_t>(entry.parent)].key;
+  }
+  Hold(Key(parent_key, StoredTokens(block)) == entry.key,
+       "a key is the hash of the block's tokens");
 }
 
 }  // namespace runtime

@@ -84,10 +84,11 @@ class PrefixCache final : public EvictionListener {
   void ExtendKeys(PrefixChain& chain, std::span<const TokenId> tokens,
                   std::int32_t num_blocks) const;
   std::span<const TokenId> BlockTokens(std::span<const TokenId> tokens, std::int32_t index) const;
-  std::span<TokenId> StoredTokens(BlockId block);
+  std::span<const TokenId> StoredTokens(BlockId block) const;
   bool Holds(BlockId block, BlockId parent, const std::string& salt,
-             std::span<const TokenId> tokens);
+             std::span<const TokenId> tokens) const;
   const std::string& SaltOf(BlockId root) const;
+  void CheckEntry(BlockId block) const;
 
   std::size_t FindSlot(const Hash128& key) const;  // the key's slot, or the free one it would take
   BlockId Find(const Hash128& key) const { return slots_[FindSlot(key)]; }

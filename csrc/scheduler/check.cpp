@@ -1,21 +1,11 @@
 // The invariants of the scheduler and of its blocks.
-#include <algorithm>
-#include <string>
+#include "common/check.h"
 
-#include "runtime/error.h"
+#include <algorithm>
+
 #include "scheduler/core.h"
 
 namespace runtime {
-namespace {
-
-void Hold(bool holds, const char* invariant, RequestId id = -1) {
-  if (holds) return;
-  throw InvariantError(std::string(invariant) +
-                       (id < 0 ? "" : " (request " + std::to_string(id) + ")"));
-}
-
-}  // namespace
-
 void Scheduler::Core::Check() const {
   kv_.Check();
   CheckRequests();

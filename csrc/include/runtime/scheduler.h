@@ -48,7 +48,7 @@ struct SchedulerStats {
 using PlanBuffer = std::span<std::int32_t>;
 
 struct SubmitOptions {
-  std::string cache_salt;         // requests share cached prefixes only under equal salts
+  std::string cache_salt = {};    // requests share cached prefixes only under equal salts
   std::int32_t score_start = -1;  // >= 0: sample nothing, score prompt ids from this index on
 };
 
