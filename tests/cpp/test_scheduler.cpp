@@ -1,0 +1,419 @@
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <thread>
+
+#include "runtime/error.h"
+#include "runtime/step_plan.h"
+#include "serving.h"
+
+namespace runtime::testing {
+namespace {
+
+namespace plan = step_plan;
+
+SchedulerConfig Config(std::int32_t num_steps_in_flight = 1) {
+  SchedulerConfig config;
+  config.max_num_seqs = 4;
+  config.max_num_batched_tokens = 16;
+  config.block_size = 4;
+  config.max_model_len = 64;
+  config.vocab_size = 1000;
+  config.watermark = 0.0;
+  config.num_steps_in_flight = num_steps_in_flight;
+  return config;
+}
+
+std::vector<TokenId> Prompt(std::int32_t len, TokenId first = 0) {
+  std::vector<TokenId> prompt;
+  for (std::int32_t i = 0; i < len; ++i) prompt.push_back(first + i);
+  return prompt;
+}
+
+RequestNumbers Greedy(std::int64_t max_tokens) {
+  return {.temperature = 0, .seed = 1, .max_tokens = max_tokens};
+}
+
+std::int32_t Word(const Serving& serving, std::int32_t header) {
+  return serving.last_plan()[header];
+}
+
+// The first token of a request's uninterrupted output that differs from all before it, and its
+// place.
+std::pair<TokenId, std::size_t> StopOf(const std::vector<TokenId>& tokens, std::size_t at) {
+  return {tokens[at], at + 1};
+}
+
+TEST(SchedulerTest, LongPromptIsPrefilledInChunksOfTheBudget) {
+  Serving serving(Config(), 20);
+  serving.Submit(1, Prompt(40), Greedy(2));
+  std::vector<std::int32_t> chunks;
+  while (serving.Step()) chunks.push_back(Word(serving, plan::kHeaderNumTokens));
+  EXPECT_EQ(chunks, (std::vector<std::int32_t>{16, 16, 8, 1}));
+  EXPECT_EQ(serving.outcome(1).tokens, serving.Uninterrupted(1));
+  EXPECT_EQ(serving.outcome(1).finish, FinishReason::kLength);
+}
+
+TEST(SchedulerTest, DecodesComeBeforePrefillChunksInOneStep) {
+  Serving serving(Config(), 20);
+  serving.Submit(1, Prompt(3), Greedy(4));
+  serving.Step();
+  serving.Submit(2, Prompt(20, 100), Greedy(1));
+  serving.Step();
+  EXPECT_EQ(Word(serving, plan::kHeaderNumRows), 2);
+  EXPECT_EQ(Word(serving, plan::kHeaderNumDecodeRows), 1);
+  EXPECT_EQ(Word(serving, plan::kHeaderNumTokens), 16);
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(1).tokens, serving.Uninterrupted(1));
+  EXPECT_EQ(serving.outcome(2).tokens, serving.Uninterrupted(2));
+}
+
+TEST(SchedulerTest, RequestsStartInTheOrderOfTheirArrival) {
+  SchedulerConfig config = Config();
+  config.max_num_seqs = 2;
+  Serving serving(config, 20);
+  for (const RequestId id : {9, 3, 7, 1}) serving.Submit(id, Prompt(8, 10 * id), Greedy(3));
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.started(), (std::vector<RequestId>{9, 3, 7, 1}));
+}
+
+TEST(SchedulerTest, LaterRequestReusesACachedPrefix) {
+  Serving serving(Config(), 20);
+  serving.Submit(1, Prompt(12), Greedy(1));
+  serving.RunUntilDrained();
+  serving.Submit(2, Prompt(12), Greedy(3));
+  serving.Submit(3, Prompt(14), Greedy(3));
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(1).num_cached, 0);
+  EXPECT_EQ(serving.outcome(2).num_cached, 8) << "the last token is always computed";
+  EXPECT_EQ(serving.outcome(3).num_cached, 12);
+  EXPECT_EQ(serving.outcome(2).tokens, serving.Uninterrupted(2));
+  EXPECT_EQ(serving.outcome(3).tokens, serving.Uninterrupted(3));
+  EXPECT_EQ(serving.scheduler().stats().num_cached_tokens, 20);
+}
+
+TEST(SchedulerTest, OtherSaltSharesNothing) {
+  Serving serving(Config(), 20);
+  serving.Submit(1, Prompt(12), Greedy(1), {.cache_salt = "a"});
+  serving.RunUntilDrained();
+  serving.Submit(2, Prompt(12), Greedy(1), {.cache_salt = "b"});
+  serving.Submit(3, Prompt(12), Greedy(1), {.cache_salt = "a"});
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(2).num_cached, 0);
+  EXPECT_EQ(serving.outcome(3).num_cached, 8);
+}
+
+TEST(SchedulerTest, ResetForgetsPrefixesWhileRequestsRun) {
+  Serving serving(Config(), 20);
+  serving.Submit(1, Prompt(12), Greedy(6));
+  serving.Step();
+  serving.Step();
+  serving.scheduler().ResetPrefixCache();
+  serving.RunUntilDrained();
+  serving.Submit(2, Prompt(12), Greedy(2));
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(2).num_cached, 0);
+  EXPECT_EQ(serving.outcome(1).tokens, serving.Uninterrupted(1));
+}
+
+class BothDepths : public ::testing::TestWithParam<std::int32_t> {};
+INSTANTIATE_TEST_SUITE_P(StepsInFlight, BothDepths, ::testing::Values(1, 2));
+
+TEST_P(BothDepths, StopTokenEndsARequestAndIsReported) {
+  Serving serving(Config(GetParam()), 20);
+  serving.Submit(1, Prompt(5), Greedy(20));
+  const auto [stop, place] = StopOf(serving.Uninterrupted(1), 3);
+  RequestNumbers numbers = Greedy(20);
+  numbers.stop_token_ids = {stop};
+  serving.Submit(2, Prompt(5), numbers);
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(2).tokens.size(), place);
+  EXPECT_EQ(serving.outcome(2).finish, FinishReason::kStop);
+  EXPECT_EQ(serving.outcome(2).stop_id, stop);
+  EXPECT_EQ(serving.outcome(1).finish, FinishReason::kLength);
+}
+
+TEST_P(BothDepths, EosEndsARequestUnlessIgnored) {
+  const auto tokens = [] {
+    Serving probe(Config(), 20);
+    probe.Submit(1, Prompt(5), Greedy(20));
+    return probe.Uninterrupted(1);
+  }();
+  SchedulerConfig config = Config(GetParam());
+  config.eos_token_ids = {tokens[4]};
+  Serving serving(config, 40);
+  RequestNumbers ignoring = Greedy(20);
+  ignoring.ignore_eos = true;
+  RequestNumbers later = Greedy(20);
+  later.min_tokens = 5;  // the fake device masks nothing, so the eos comes, and does not end it
+  serving.Submit(1, Prompt(5), Greedy(20));
+  serving.Submit(2, Prompt(5), ignoring);
+  serving.Submit(3, Prompt(5), later);
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(1).tokens.size(), 5u);
+  EXPECT_EQ(serving.outcome(1).finish, FinishReason::kStop);
+  EXPECT_EQ(serving.outcome(1).stop_id, -1);
+  EXPECT_EQ(serving.outcome(2).tokens.size(), 20u);
+  EXPECT_EQ(serving.outcome(3).tokens, serving.Uninterrupted(3));
+}
+
+TEST_P(BothDepths, OutputEndsAtTheModelsLength) {
+  Serving serving(Config(GetParam()), 20);
+  serving.Submit(1, Prompt(60), {.temperature = 0, .seed = 1});
+  serving.Submit(2, Prompt(61, 200), Greedy(50));
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(1).tokens.size(), 4u);
+  EXPECT_EQ(serving.outcome(2).tokens.size(), 3u);
+  EXPECT_EQ(serving.outcome(2).finish, FinishReason::kLength);
+}
+
+TEST_P(BothDepths, OutputWithoutALimitEndsWhereThePoolEnds) {
+  Serving serving(Config(GetParam()), 8);
+  serving.Submit(1, Prompt(30), {.temperature = 0, .seed = 1});
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(1).tokens.size(), 3u);  // the last token needs no KV
+  EXPECT_EQ(serving.outcome(1).finish, FinishReason::kLength);
+}
+
+TEST_P(BothDepths, ShortageOfBlocksPreemptsTheLastAndItsOutputStaysTheSame) {
+  Serving serving(Config(GetParam()), 9);
+  for (RequestId id = 1; id <= 3; ++id) {
+    serving.Submit(id, Prompt(9, 50 * static_cast<TokenId>(id)), Greedy(15));
+  }
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(1).num_preemptions, 0);
+  EXPECT_GE(serving.outcome(3).num_preemptions, 1);
+  for (RequestId id = 1; id <= 3; ++id) {
+    EXPECT_EQ(serving.outcome(id).tokens, serving.Uninterrupted(id)) << id;
+  }
+  EXPECT_GT(serving.scheduler().stats().num_recomputed_tokens, 0);
+}
+
+TEST_P(BothDepths, ForcedPreemptionChangesNoToken) {
+  SchedulerConfig config = Config(GetParam());
+  config.preempt_every = 2;
+  Serving serving(config, 20);
+  serving.Submit(1, Prompt(9), Greedy(30));
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(1).num_preemptions, 3) << "after three it is never a victim again";
+  EXPECT_EQ(serving.outcome(1).tokens, serving.Uninterrupted(1));
+}
+
+TEST_P(BothDepths, ProtectedRequestsNeverWaitForEachOther) {
+  SchedulerConfig config = Config(GetParam());
+  config.preempt_every = 1;
+  Serving serving(config, 9);
+  for (RequestId id = 1; id <= 4; ++id) {
+    serving.Submit(id, Prompt(8, 50 * static_cast<TokenId>(id)), Greedy(16));
+  }
+  serving.RunUntilDrained();
+  for (RequestId id = 1; id <= 4; ++id) {
+    EXPECT_EQ(serving.outcome(id).tokens, serving.Uninterrupted(id)) << id;
+    EXPECT_LE(serving.outcome(id).num_preemptions, 3);
+  }
+}
+
+TEST_P(BothDepths, PenaltiesSeeEveryKnownIdAfterAPreemption) {
+  SchedulerConfig config = Config(GetParam());
+  config.preempt_every = 3;
+  Serving serving(config, 20);
+  RequestNumbers numbers = Greedy(25);
+  numbers.repetition_penalty = 1.5;
+  serving.Submit(1, Prompt(9), numbers);
+  serving.RunUntilDrained();
+  EXPECT_GT(serving.outcome(1).num_preemptions, 0);
+  EXPECT_EQ(serving.outcome(1).tokens, serving.Uninterrupted(1));
+}
+
+TEST_P(BothDepths, AbortEndsARequestOnceWhereverItIs) {
+  SchedulerConfig config = Config(GetParam());
+  config.max_num_seqs = 1;
+  Serving serving(config, 20);
+  for (RequestId id = 1; id <= 3; ++id) serving.Submit(id, Prompt(20), Greedy(30));
+  EXPECT_TRUE(serving.Abort(3));  // in the inbox
+  serving.Step();
+  EXPECT_TRUE(serving.Abort(1));  // prefilling
+  EXPECT_FALSE(serving.Abort(1));
+  EXPECT_FALSE(serving.Abort(77));
+  for (int i = 0; i < 6; ++i) serving.Step();
+  EXPECT_TRUE(serving.Abort(2));  // decoding
+  serving.RunUntilDrained();
+  for (RequestId id = 1; id <= 3; ++id) {
+    EXPECT_EQ(serving.outcome(id).finish, FinishReason::kAbort);
+    EXPECT_EQ(serving.outcome(id).num_ends, 1);
+    EXPECT_FALSE(serving.Abort(id));
+  }
+  EXPECT_EQ(serving.allocator().num_free(), 20);
+}
+
+TEST_P(BothDepths, AbortWhileNothingRunsIsToldByTakeEvents) {
+  Serving serving(Config(GetParam()), 20);
+  serving.Submit(1, Prompt(4), Greedy(4));
+  EXPECT_TRUE(serving.Abort(1));
+  EXPECT_TRUE(serving.scheduler().Wait(0.0));
+  EXPECT_FALSE(serving.Step());
+  EXPECT_EQ(serving.outcome(1).finish, FinishReason::kAbort);
+  EXPECT_FALSE(serving.scheduler().Wait(0.0));
+}
+
+TEST_P(BothDepths, StopStringEndsARequestAndItsTokensPastItAreNotCounted) {
+  Serving serving(Config(GetParam()), 20);
+  serving.Submit(1, Prompt(4), Greedy(30));
+  for (int i = 0; i < 8; ++i) serving.Step();
+  const auto num_emitted = serving.outcome(1).tokens.size();
+  serving.scheduler().Stop(1, static_cast<std::int32_t>(num_emitted) - 2);
+  EXPECT_FALSE(serving.Abort(1));
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(1).finish, FinishReason::kStop);
+  EXPECT_EQ(serving.outcome(1).tokens.size(), num_emitted);
+  EXPECT_EQ(serving.scheduler().stats().num_output_tokens,
+            static_cast<std::int64_t>(num_emitted) - 2);
+  serving.scheduler().Stop(1, 1);  // it has ended: no effect
+  serving.RunUntilDrained();
+}
+
+TEST_P(BothDepths, ScoringComputesEveryScoredPositionAndSamplesNothing) {
+  Serving serving(Config(GetParam()), 20);
+  serving.Submit(1, Prompt(30), Greedy(1));
+  serving.RunUntilDrained();
+  serving.Submit(2, Prompt(30), Greedy(1), {.score_start = 13});
+  serving.RunUntilDrained();
+  const Outcome& outcome = serving.outcome(2);
+  EXPECT_EQ(outcome.num_cached, 12) << "position 12 gives the logprob of token 13";
+  EXPECT_TRUE(outcome.tokens.empty());
+  EXPECT_EQ(outcome.finish, FinishReason::kLength);
+  EXPECT_EQ(outcome.num_scored_rows, 2) << "one entry for each chunk";
+  EXPECT_EQ(serving.device().scored().at(0).size(), 18u);
+}
+
+TEST_P(BothDepths, AWholeModelLengthCanBeScored) {
+  Serving serving(Config(GetParam()), 20);
+  serving.Submit(1, Prompt(64), {}, {.score_start = 0});
+  EXPECT_THROW(serving.Submit(2, Prompt(65), {}, {.score_start = 0}), InvalidRequest);
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(1).finish, FinishReason::kLength);
+}
+
+TEST_P(BothDepths, TokenOutsideTheVocabularyEndsItsRequestOnly) {
+  SchedulerConfig config = Config(GetParam());
+  BlockAllocator allocator(20);
+  Scheduler scheduler(config, allocator);
+  std::vector<std::vector<std::int32_t>> buffers(GetParam() + 1);
+  std::vector<PlanBuffer> spans;
+  for (auto& buffer : buffers) {
+    buffer.resize(scheduler.plan_capacity());
+    spans.emplace_back(buffer);
+  }
+  scheduler.AttachPlanBuffers(spans);
+  scheduler.Submit(1, Prompt(4), RequestParams(Greedy(9)));
+  scheduler.Submit(2, Prompt(4, 90), RequestParams(Greedy(9)));
+  ASSERT_EQ(scheduler.Schedule(), 0);
+  const StepResult& result = scheduler.Update(1, std::vector<TokenId>{-1, 7});
+  EXPECT_EQ(result.finish, (std::vector<FinishReason>{FinishReason::kError, FinishReason::kNone}));
+  EXPECT_EQ(result.token_ids, (std::vector<TokenId>{-1, 7}));
+  scheduler.Check();
+}
+
+TEST(SchedulerTest, EqualSeedsAndIdsGiveEqualPlansAndOtherSeedsDoNot) {
+  const auto run = [](std::int64_t seed) {
+    SchedulerConfig config = Config();
+    config.seed = seed;
+    Serving serving(config, 12);
+    for (RequestId id = 0; id < 5; ++id) serving.Submit(id, Prompt(9), {.max_tokens = 12});
+    serving.RunUntilDrained();
+    return serving.decision_hash();
+  };
+  EXPECT_EQ(run(1), run(1));
+  EXPECT_NE(run(1), run(2));
+}
+
+TEST(SchedulerTest, TwoStepsAreInFlightAndNoMore) {
+  BlockAllocator allocator(20);
+  Scheduler scheduler(Config(2), allocator);
+  std::vector<std::vector<std::int32_t>> buffers(3);
+  std::vector<PlanBuffer> spans;
+  for (auto& buffer : buffers) {
+    buffer.resize(scheduler.plan_capacity());
+    spans.emplace_back(buffer);
+  }
+  scheduler.AttachPlanBuffers(spans);
+  scheduler.Submit(1, Prompt(4), RequestParams(Greedy(2)));
+  EXPECT_EQ(scheduler.Schedule(), 0);
+  EXPECT_EQ(scheduler.Schedule(), 1) << "planned before the first token is known";
+  EXPECT_EQ(scheduler.Schedule(), -1);
+  EXPECT_THROW(scheduler.AttachPlanBuffers(spans), InvalidArgument);
+  EXPECT_THROW(scheduler.Update(2, std::vector<TokenId>{5}), InvalidArgument);
+  EXPECT_THROW(scheduler.Update(1, std::vector<TokenId>{5, 6}), InvalidArgument);
+  EXPECT_EQ(scheduler.Update(1, std::vector<TokenId>{5}).finish[0], FinishReason::kNone);
+  EXPECT_EQ(scheduler.Schedule(), -1) << "the token in flight is certainly its last";
+  EXPECT_EQ(scheduler.Update(2, std::vector<TokenId>{6}).finish[0], FinishReason::kLength);
+  EXPECT_THROW(scheduler.Update(3, std::vector<TokenId>{5}), InvalidArgument);
+}
+
+TEST(SchedulerTest, BuffersAreCheckedBeforeTheFirstStep) {
+  BlockAllocator allocator(4);
+  Scheduler scheduler(Config(), allocator);
+  EXPECT_THROW(scheduler.Schedule(), InvalidArgument);
+  std::vector<std::int32_t> buffer(scheduler.plan_capacity());
+  const PlanBuffer whole(buffer);
+  EXPECT_THROW(scheduler.AttachPlanBuffers(std::vector{whole}), InvalidArgument);
+  EXPECT_THROW(scheduler.AttachPlanBuffers(std::vector{whole, whole.first(10)}), InvalidArgument);
+  EXPECT_NO_THROW(scheduler.AttachPlanBuffers(std::vector{whole, whole}));
+  EXPECT_EQ(scheduler.Schedule(), -1);
+}
+
+TEST(SchedulerTest, DestructionGivesEveryBlockBack) {
+  BlockAllocator allocator(20);
+  {
+    Scheduler scheduler(Config(), allocator);
+    std::vector<std::vector<std::int32_t>> buffers(2);
+    std::vector<PlanBuffer> spans;
+    for (auto& buffer : buffers) {
+      buffer.resize(scheduler.plan_capacity());
+      spans.emplace_back(buffer);
+    }
+    scheduler.AttachPlanBuffers(spans);
+    scheduler.Submit(1, Prompt(20), RequestParams(Greedy(2)));
+    scheduler.Submit(2, Prompt(20), RequestParams(Greedy(2)));
+    scheduler.Schedule();
+    scheduler.Abort(1);
+    scheduler.TakeEvents();
+    EXPECT_LT(allocator.num_free(), 20);
+  }
+  EXPECT_EQ(allocator.num_free(), 20);
+}
+
+TEST(SchedulerTest, WaitEndsWhenARequestArrivesOrWhenWoken) {
+  BlockAllocator allocator(4);
+  Scheduler scheduler(Config(), allocator);
+  EXPECT_FALSE(scheduler.Wait(0.0));
+  std::thread waker([&] { scheduler.Wake(); });
+  EXPECT_FALSE(scheduler.Wait(30.0));
+  waker.join();
+  std::thread submitter([&] { scheduler.Submit(1, {1}, RequestParams{}); });
+  EXPECT_TRUE(scheduler.Wait(30.0));
+  submitter.join();
+}
+
+TEST(SchedulerTest, RequestsMayBeSubmittedAndAbortedFromManyThreads) {
+  Serving serving(Config(2), 20);
+  Scheduler& scheduler = serving.scheduler();
+  std::vector<std::thread> threads;
+  std::atomic<int> num_refused = 0;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 50; ++i) {
+        scheduler.Submit(1000 * t + i, Prompt(6), RequestParams(Greedy(3)));
+        if (i % 3 == 0) num_refused += !scheduler.Abort(1000 * t + i);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(num_refused, 0);
+  EXPECT_EQ(scheduler.stats().num_waiting, 0) << "nothing is drained before the next call";
+  scheduler.TakeEvents();
+  EXPECT_EQ(scheduler.stats().num_waiting, 132);
+}
+
+}  // namespace
+}  // namespace runtime::testing

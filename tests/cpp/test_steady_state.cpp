@@ -1,0 +1,67 @@
+// Once every request decodes, a step takes no memory.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "runtime/scheduler.h"
+#include "runtime/step_plan.h"
+
+namespace {
+std::atomic<std::int64_t> num_allocations = 0;
+
+void* Take(std::size_t size) {
+  ++num_allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+}  // namespace
+
+void* operator new(std::size_t size) { return Take(size); }
+void* operator new[](std::size_t size) { return Take(size); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace runtime {
+namespace {
+
+class SteadyStateTest : public ::testing::TestWithParam<std::int32_t> {};
+INSTANTIATE_TEST_SUITE_P(StepsInFlight, SteadyStateTest, ::testing::Values(1, 2));
+
+TEST_P(SteadyStateTest, DecodingTakesNoMemory) {
+  constexpr std::int32_t kNumSeqs = 64;
+  SchedulerConfig config;
+  config.max_num_seqs = kNumSeqs;
+  config.num_steps_in_flight = GetParam();
+  BlockAllocator allocator(kNumSeqs * 20);
+  Scheduler scheduler(config, allocator);
+  std::vector<std::vector<std::int32_t>> buffers(static_cast<std::size_t>(GetParam()) + 1);
+  std::vector<PlanBuffer> spans;
+  for (auto& buffer : buffers) {
+    buffer.resize(static_cast<std::size_t>(scheduler.plan_capacity()));
+    spans.emplace_back(buffer);
+  }
+  scheduler.AttachPlanBuffers(spans);
+  for (RequestId id = 0; id < kNumSeqs; ++id) {
+    const std::vector<TokenId> prompt(20, static_cast<TokenId>(id));
+    scheduler.Submit(id, prompt, RequestParams({.max_tokens = 250}));
+  }
+  const std::vector<TokenId> tokens(kNumSeqs, 7);
+  std::int32_t step = 0;
+  const auto advance = [&] {
+    while (scheduler.Schedule() >= 0) {
+    }
+    scheduler.Update(++step, tokens);
+  };
+  for (int i = 0; i < 10; ++i) advance();
+  const std::int64_t before = num_allocations;
+  for (int i = 0; i < 100; ++i) advance();  // over six blocks of each request
+  EXPECT_EQ(num_allocations, before);
+  EXPECT_EQ(scheduler.stats().num_running, kNumSeqs);
+}
+
+}  // namespace
+}  // namespace runtime
