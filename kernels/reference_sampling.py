@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from . import step_plan as sp
-from .step_state import RowState, StepInputs, StepOutputs
+from .step_state import RowState, SampleWorkspace, StepInputs, StepOutputs
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[Any]
@@ -29,7 +29,7 @@ def sample(
     outputs: StepOutputs,
     *,
     greedy_only: bool = False,
-    workspace: Any = None,
+    workspace: SampleWorkspace | None = None,
 ) -> None:
     """Chooses one token for every row with ROW_SAMPLE, as vLLM does, and appends it to the row.
 

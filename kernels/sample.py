@@ -328,7 +328,9 @@ def sample(
     work = workspace or SampleWorkspace.allocate(
         max_num_seqs=batch, vocab_size=vocab_size, device=logits.device, greedy_only=greedy_only
     )
+    assert work.best_ids.shape[0] >= batch and work.num_chunks == triton.cdiv(vocab_size, work.CHUNK)
     if not greedy_only:
+        assert work.edited.shape[0] >= batch and work.edited.shape[1] == vocab_size
         _edit(logits, rows, inputs, work)
         _filter(logits, rows, inputs, work)
     _best_of_chunk_kernel[(batch, work.num_chunks)](
