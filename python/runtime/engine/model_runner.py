@@ -18,7 +18,7 @@ from runtime.engine.transfers import CudaTransfers, HostTransfers, Transfers, pl
 from runtime.errors import EngineDeadError
 from runtime.kernels import ops
 from runtime.kernels import step_plan as sp
-from runtime.kernels.step_state import RowState, StepInputs, StepOutputs
+from runtime.kernels.step_state import RowState, SampleWorkspace, StepInputs, StepOutputs
 
 if TYPE_CHECKING:
     from runtime.basemodel import InferStateInfo, TpPartBaseModel
@@ -102,6 +102,11 @@ class ModelRunner:
         # of the last step: consecutive decode steps mostly have the same shape
         self._views_of = (0, 0)
         self._views: dict[str, torch.Tensor] = {}
+        self._workspace: SampleWorkspace | None = None
+        if self.device.type == "cuda":
+            self._workspace = SampleWorkspace.allocate(
+                max_num_seqs=max_num_seqs, vocab_size=model.vocab_size, device=self.device
+            )
         self._scorer = Scorer()
         self._graphs: DecodeGraphs | None = None
         self._transfers: Transfers
@@ -151,7 +156,7 @@ class ModelRunner:
         return self.model.run(input_ids, infer_state)
 
     def sample(self, logits: torch.Tensor, outputs: StepOutputs, *, greedy_only: bool) -> None:
-        ops.sample(logits, self.rows, self.inputs, outputs, greedy_only=greedy_only)
+        ops.sample(logits, self.rows, self.inputs, outputs, greedy_only=greedy_only, workspace=self._workspace)
 
     def _compute_logits(self, header: list[int], words: Words, step: Step) -> torch.Tensor:
         """Eager: one row of logits for each row of the plan."""
