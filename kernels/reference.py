@@ -36,6 +36,8 @@ def _add_residual(x: Tensor, residual: Tensor | None) -> Tensor:
     """x + residual in float32; the rounded sum is left in `residual`."""
     if residual is None:
         return x.float()
+    if residual.dtype is torch.float32:
+        return residual.add_(x)
     total = x.float() + residual.float()
     residual.copy_(total)
     return total

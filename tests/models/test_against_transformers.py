@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+from runtime.basemodel import load_model
 
 ATOL = 1e-5
 
@@ -108,6 +111,19 @@ def test_bfloat16_is_as_close_as_transformers_own(tiny, rows, sequences):
         with torch.no_grad():
             theirs = torch.stack([half(torch.tensor([tokens])).logits[0, -1].float() for tokens in sequences])
         assert error < 1.5 * (theirs - exact).pow(2).mean().sqrt() < 0.1
+
+
+def test_bloom_checkpoints_without_prefix_and_with_their_head(tiny, rows, sequences, tmp_path):
+    family = tiny("bloom-6")
+    tensors = load_file(family.folder / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    with_head = tensors | {"lm_head.weight": tensors["transformer.word_embeddings.weight"].clone()}
+    expected = rows(family.load()).step({0: sequences[0]})[0]
+    (tmp_path / "config.json").write_text((family.folder / "config.json").read_text())
+    for variant in (bare, with_head):
+        save_file(variant, tmp_path / "model.safetensors")
+        model = load_model(tmp_path, max_total_token_num=64, block_size=4)
+        assert torch.equal(rows(model).step({0: sequences[0]})[0], expected)
 
 
 def without_rope(model):

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from runtime.basemodel import Placement, load_model, tp_sizes
+from runtime.basemodel import BaseLayerWeight, Placement, Replicated, RowParallel, load_model, tp_sizes
+from runtime.basemodel.weights import dummy_tensors
 from runtime.errors import ConfigError
-from runtime.loader import Checkpoint, read_config
+from runtime.loader import Checkpoint, DummyCheckpoint, read_config
 from runtime.models.bloom import BloomTransformerLayerWeight
 from runtime.models.llama import LlamaPreAndPostLayerWeight, LlamaTransformerLayerWeight
 from runtime.parallel import TpGroup
@@ -116,6 +117,29 @@ def test_fused_heads_are_opened(tiny):
         assert torch.equal(layer.qkv_proj.weight, torch.cat([part[heads].flatten(0, 1) for part in (q, k, v)]))
         assert (layer.o_proj.bias is None) == (rank > 0)
         assert checkpoint.bytes_read == layer.num_bytes
+
+
+class Router(BaseLayerWeight):
+    gate = Replicated("gate", bias=True, out_size="num_experts")
+    down = RowParallel("down", bias=True)
+
+
+def test_summands_and_copies():
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_experts": 5}
+    inner, hidden = torch.randn(3, 12), torch.randn(3, 8)
+
+    def work(group):
+        layer = Router(Placement(group, torch.float32, torch.device("cpu")), sizes)
+        layer.load(DummyCheckpoint(dummy_tensors([layer]), seed=0))
+        part = inner.chunk(group.size, dim=1)[group.rank]
+        return layer.gate(hidden), layer.down(part), layer.down.reduced(part)
+
+    [(gate, whole, _)] = [work(TpGroup())]
+    results = run_ranks(3, work)
+    for copied, _, reduced in results:
+        assert torch.equal(copied, gate)
+        torch.testing.assert_close(reduced, whole)
+    torch.testing.assert_close(sum(summand for _, summand, _ in results), whole)
 
 
 def test_numbers_of_ranks(tiny):

@@ -218,6 +218,7 @@ def test_index(folder, weight_map, words):
         ({"hidden_act": "relu"}, "hidden_act='relu' is not supported; supported: 'silu'"),
         ({"rope_scaling": {"type": "spiral"}}, "rope_type='spiral' is unknown"),
         ({"rms_norm_eps": "tiny"}, "norm_eps='tiny': a number from 0 to 1 is needed"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no': true or false is needed"),
         ({"quantization_config": {"bits": 4}}, "quantised checkpoints are not supported"),
     ],
 )

@@ -28,7 +28,7 @@ class MemManager:
         self.kv_cache, self.allocator = kv_cache, allocator
         self.num_blocks, self.block_size = kv_cache.shape[2] - 1, kv_cache.shape[4]
         self._layers = [(keys, values) for keys, values in kv_cache.unbind(0)]
-        self._unused = list(range(self.num_blocks, 0, -1))
+        self._unused: list[int] | None = None
 
     def layer(self, layer_num: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, [num_blocks + 1, kv_heads, block_size, head_dim] each."""
@@ -42,6 +42,8 @@ class MemManager:
         Raises:
             CapacityError: too few blocks are left; nothing was given.
         """
+        if self._unused is None:
+            self._unused = list(range(self.num_blocks, 0, -1))
         missing = [
             (row, index)
             for row, length in enumerate(b_seq_len)
@@ -58,5 +60,6 @@ class MemManager:
 
     def release(self, b_loc: Tensor, row: int) -> None:
         """Takes back what `extend` gave row `row`, and clears it."""
-        self._unused.extend(block for block in b_loc[row].tolist() if block)
+        if self._unused is not None:
+            self._unused.extend(block for block in b_loc[row].tolist() if block)
         b_loc[row] = 0

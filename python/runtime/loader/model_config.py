@@ -32,6 +32,7 @@ LIMITS = {
     "vocab_size": 2**24,
     "max_position_embeddings": 2**27,
 }
+FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 REQUIRED = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 
 
@@ -55,7 +56,7 @@ def read_config(model_dir: str | Path, defaults: Mapping[str, Any] | None = None
     for name, value in (defaults or {}).items():
         if config.get(name) is None:
             config[name] = value
-    problems = _number_problems(config) or _derive(config)
+    problems = _value_problems(config) or _derive(config)
     if problems:
         raise ModelFormatError([f"config.json: {problem}" for problem in problems])
     return config
@@ -68,7 +69,7 @@ def _rename(config: ModelConfig) -> None:
                 config[name] = config[other]
 
 
-def _number_problems(config: ModelConfig) -> list[str]:
+def _value_problems(config: ModelConfig) -> list[str]:
     problems = [f"{name} is missing" for name in REQUIRED if config.get(name) is None]
     for name, limit in LIMITS.items():
         value = config.get(name)
@@ -79,6 +80,9 @@ def _number_problems(config: ModelConfig) -> list[str]:
     eps = config.get("norm_eps", 0)
     if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 <= eps <= 1:
         problems.append(f"norm_eps={shorten(eps)}: a number from 0 to 1 is needed")
+    for name in FLAGS:
+        if config.get(name) not in (None, True, False):
+            problems.append(f"{name}={shorten(config[name])}: true or false is needed")
     return problems
 
 
