@@ -184,7 +184,7 @@ class LLM:
 
     @property
     def vocab_size(self) -> int:
-        return self._engine.model.model.vocab_size
+        return self._engine.vocab_size
 
     @property
     def device(self) -> str:
@@ -193,7 +193,7 @@ class LLM:
 
     @property
     def dtype(self) -> str:
-        return str(self._engine.model.model.dtype).removeprefix("torch.")
+        return self._engine.dtype
 
     @property
     def stats(self) -> _core.SchedulerStats:

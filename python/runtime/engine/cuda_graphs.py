@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+import gc
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -26,27 +29,32 @@ def batch_buckets(max_num_seqs: int) -> list[int]:
     return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
 
 
+class Replayable(Protocol):
+    def replay(self) -> None: ...
+
+
 class DecodeGraphs:
     """Captured once, before the first step; a step replays the smallest bucket that holds it.
 
     The rows between a step's batch and its bucket are padding that `prepare_step` has written.
+
+    Args:
+        outputs: what the sampler's graphs write.
     """
 
     def __init__(self, runner: ModelRunner, outputs: StepOutputs) -> None:
         self._runner = runner
         self._outputs = outputs
         self._buckets = batch_buckets(runner.max_num_seqs)
-        self._model: dict[int, torch.cuda.CUDAGraph] = {}
-        self._sampler: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
-        # bucket of each batch size: a lookup, no search while serving
+        self._model: dict[int, Replayable] = {}
+        self._sampler: dict[tuple[int, bool], Replayable] = {}
+        # by batch size: a lookup, no search while serving
         self._bucket_of = [0] + [
             next(bucket for bucket in self._buckets if bucket >= size) for size in range(1, runner.max_num_seqs + 1)
         ]
 
-    def fits(self, num_rows: int) -> bool:
-        return num_rows < len(self._bucket_of) and bool(self._model)
-
     def replay(self, num_rows: int, *, greedy_only: bool) -> None:
+        """Runs model and sampler of a decode step, back to back."""
         bucket = self._bucket_of[num_rows]
         self._model[bucket].replay()
         self._sampler[bucket, greedy_only].replay()
@@ -54,15 +62,33 @@ class DecodeGraphs:
     @torch.inference_mode()
     def capture(self) -> None:
         """Captures every bucket, largest first, so that one memory pool serves them all."""
-        pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        collects = gc.isenabled()
+        gc.collect()
+        gc.disable()  # a tensor freed in the midst of a capture would end it
+        try:
             for bucket in reversed(self._buckets):
-                self._capture_bucket(bucket, pool)
-        torch.cuda.current_stream().wait_stream(stream)
+                self._capture_bucket(bucket)
+        finally:
+            if collects:
+                gc.enable()
 
-    def _capture_bucket(self, bucket: int, pool: Any) -> None:
+    def record(self, function: Callable[[], None]) -> Replayable:
+        """Captures what `function` launches on the current stream, which is not the default one."""
+        function()  # compiles and allocates what a capture must not
+        torch.cuda.current_stream().synchronize()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            function()
+        finally:
+            graph.capture_end()
+        return graph
+
+    @functools.cached_property
+    def _pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    def _capture_bucket(self, bucket: int) -> None:
         runner = self._runner
         state = runner.infer_state(
             num_rows=bucket,
@@ -72,17 +98,12 @@ class DecodeGraphs:
             max_new_tokens=1,
             is_prefill=False,
         )
-        input_ids = runner.inputs.input_ids[:bucket]
-        logits = runner.forward(input_ids, state)  # compiles and allocates what capture must not
+        logits: list[torch.Tensor] = []
+
+        def model() -> None:
+            logits[:] = [runner.forward(runner.inputs.input_ids[:bucket], state)]
+
+        self._model[bucket] = self.record(model)
         for greedy_only in (True, False):
-            runner.sample(logits, self._outputs, greedy_only=greedy_only)
-        torch.cuda.current_stream().synchronize()
-        model = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(model, pool=pool, stream=torch.cuda.current_stream()):
-            logits = runner.forward(input_ids, state)
-        self._model[bucket] = model
-        for greedy_only in (True, False):
-            sampler = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(sampler, pool=pool, stream=torch.cuda.current_stream()):
-                runner.sample(logits, self._outputs, greedy_only=greedy_only)
-            self._sampler[bucket, greedy_only] = sampler
+            sample = functools.partial(runner.sample, outputs=self._outputs, greedy_only=greedy_only)
+            self._sampler[bucket, greedy_only] = self.record(lambda: sample(logits[0]))  # noqa: B023 - called at once

@@ -58,7 +58,10 @@ class Engine:
     def __init__(self, config: EngineConfig, knobs: Knobs = Knobs()) -> None:  # noqa: B008 - frozen
         self.config = config
         self.device = config.resolve_device()
-        self.model: LoadedModel
+        self.tokenizer: Tokenizer | None
+        self.max_model_len: int
+        self.vocab_size: int
+        self.dtype: str
         self._knobs = knobs
         self._scheduler: _core.Scheduler
         self._runner: ModelRunner
@@ -78,14 +81,6 @@ class Engine:
         if self._error is not None:
             raise self._error
         threading.Thread(target=self._watch, name="runtime-watchdog", daemon=True).start()
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        return self.model.tokenizer
-
-    @property
-    def max_model_len(self) -> int:
-        return self.model.max_model_len
 
     @property
     def stats(self) -> _core.SchedulerStats:
@@ -235,16 +230,21 @@ class Engine:
             self._die(error)
         finally:
             self._cancel_commands()
+            del self._runner  # and with it the model's memory
 
     def _start(self) -> None:
         begin = time.perf_counter()
+        if self.device == "cuda":  # of this thread; graphs are not captured on the default stream
+            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
         knobs = self._knobs
         steps = knobs.num_steps_in_flight or (2 if self.device == "cuda" else 1)
-        self.model = load_model(self.config, self.device)
-        torch.set_num_threads(self._num_threads())
+        loaded = load_model(self.config, self.device)
+        self._describe(loaded)
+        if self.device == "cpu":
+            torch.set_num_threads(_num_threads(loaded))
         self._max_in_flight = steps
-        self._scheduler = self.model.make_scheduler(num_steps_in_flight=steps, preempt_every=knobs.preempt_every)
-        self._runner = self.model.make_runner(
+        self._scheduler = loaded.make_scheduler(num_steps_in_flight=steps, preempt_every=knobs.preempt_every)
+        self._runner = loaded.make_runner(
             knobs.runner_class, num_plan_buffers=steps + 1, plan_capacity=self._scheduler.plan_capacity
         )
         self._scheduler.attach_plan_buffers(self._runner.plan_buffers)
@@ -252,10 +252,11 @@ class Engine:
         self._runner.capture()
         logger.info("ready in %.1f s", time.perf_counter() - begin)
 
-    def _num_threads(self) -> int:
-        """Of torch's operators, in this thread. More than one only delays the operators of a small model."""
-        small = self.model.model.memory.weight_bytes < _ONE_THREAD_BYTES
-        return 1 if small else torch.get_num_threads()
+    def _describe(self, loaded: LoadedModel) -> None:
+        self.tokenizer = loaded.tokenizer
+        self.max_model_len = loaded.max_model_len
+        self.vocab_size = loaded.model.vocab_size
+        self.dtype = str(loaded.model.dtype).removeprefix("torch.")
 
     def _loop(self) -> None:
         in_flight: deque[Step] = deque()
@@ -280,6 +281,8 @@ class Engine:
             else:
                 self._busy_since = None
                 self._scheduler.wait(_IDLE_WAIT_S)
+        for step in in_flight:  # it still writes what is freed next
+            step.wait(self._step_timeout_s)
 
     def _retire(self, step: Step) -> _core.StepResult:
         step.wait(self._step_timeout_s)
@@ -319,3 +322,9 @@ class Engine:
             since = self._busy_since
             if since is not None and time.monotonic() - since > self._step_timeout_s:
                 self._die(EngineDeadError(f"a step ran longer than step_timeout={self._step_timeout_s} s"))
+
+
+def _num_threads(loaded: LoadedModel) -> int:
+    """Of torch's operators, in the engine's thread. More than one only delays the operators of a small model."""
+    small = loaded.model.memory.weight_bytes < _ONE_THREAD_BYTES
+    return 1 if small else torch.get_num_threads()

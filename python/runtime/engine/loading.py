@@ -23,6 +23,7 @@ _CPU_KV_SHARE = 0.25
 _CPU_KV_BYTES = 4 << 30
 # what a step needs on CUDA beside weights and KV cache: library handles, graphs, fragmentation
 _CUDA_RESERVE_BYTES = 1 << 30
+_SAMPLER_BYTES_PER_LOGIT = 9
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,13 @@ def _cuda_budget(model: TpPartBaseModel, config: EngineConfig, max_num_batched_t
 
 
 def _workspace_bytes(model: TpPartBaseModel, config: EngineConfig, max_num_batched_tokens: int) -> int:
-    """Activations of the largest step, its logits in float32 and twice in the model's dtype, and a reserve."""
+    """Activations of the largest step, its logits and what sampling makes of them, the rows' token ids, a reserve."""
     sizes = model.config
     width: int = 6 * sizes["hidden_size"] + 3 * (sizes.get("intermediate_size") or 4 * sizes["hidden_size"])
     activations = max_num_batched_tokens * width * model.dtype.itemsize
-    logits: int = (config.max_num_seqs + 1) * sizes["vocab_size"] * (4 + 2 * model.dtype.itemsize)
-    return activations + logits + _CUDA_RESERVE_BYTES
+    rows = config.max_num_seqs + 1
+    logits: int = rows * sizes["vocab_size"] * (_SAMPLER_BYTES_PER_LOGIT + 2 * model.dtype.itemsize)
+    return activations + logits + rows * model.max_model_len * 4 + _CUDA_RESERVE_BYTES
 
 
 def _fit_max_model_len(model: TpPartBaseModel, config: EngineConfig, num_blocks: int) -> int:

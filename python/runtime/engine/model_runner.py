@@ -108,14 +108,16 @@ class ModelRunner:
                 max_num_seqs=max_num_seqs, vocab_size=model.vocab_size, device=self.device
             )
         self._scorer = Scorer()
-        self._graphs: DecodeGraphs | None = None
+        self._workspace: SampleWorkspace | None = None
         self._transfers: Transfers
-        if self.device.type == "cuda":
+        if self.is_async:
             self._transfers = CudaTransfers(num_plan_buffers, plan_capacity, max_num_seqs, self.device)
-            if not enforce_eager:
-                self._graphs = DecodeGraphs(self, self._transfers.device_outputs(0))
+            self._workspace = SampleWorkspace.allocate(
+                max_num_seqs=max_num_seqs, vocab_size=model.vocab_size, device=self.device
+            )
         else:
             self._transfers = HostTransfers(num_plan_buffers, plan_capacity, max_num_seqs)
+        self._graphs = None if enforce_eager else self.make_graphs()
 
     @property
     def is_async(self) -> bool:
@@ -126,6 +128,9 @@ class ModelRunner:
     def plan_buffers(self) -> list[tuple[int, int]]:
         """(address, words) of each plan buffer, for `Scheduler.attach_plan_buffers`."""
         return plan_buffers(self._transfers)
+
+    def make_graphs(self) -> DecodeGraphs | None:
+        return DecodeGraphs(self, self._transfers.device_outputs(0)) if self.is_async else None
 
     def capture(self) -> None:
         """Captures the CUDA graphs; before the first step."""
@@ -141,7 +146,7 @@ class ModelRunner:
         self.prepare(self._transfers.upload(buffer, header[sp.NUM_WORDS]))
         self._scorer.apply(words, header)
         step = Step(header, self._transfers.host_outputs(buffer))
-        if self._graphs is not None and num_rows == header[sp.NUM_DECODE_ROWS] and self._graphs.fits(num_rows):
+        if self._graphs is not None and step.is_decode:
             self._graphs.replay(num_rows, greedy_only=greedy_only)
         else:
             logits = self._compute_logits(header, words, step)

@@ -1,0 +1,85 @@
+"""Decode graphs: buckets and padding; on the CPU a replay calls what would have been captured."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from runtime import LLM, SamplingParams
+from runtime.engine import Knobs
+from runtime.engine.cuda_graphs import DecodeGraphs, batch_buckets
+from runtime.engine.model_runner import ModelRunner
+
+PROMPTS = [[5 + i, 6, 7, 8 + i] for i in range(9)]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, seed=3, max_tokens=12, logprobs=2, ignore_eos=True)
+
+
+class CalledGraphs(DecodeGraphs):
+    replayed: list[int] = []
+
+    def record(self, function):
+        return SimpleNamespace(replay=function)
+
+    def replay(self, num_rows, *, greedy_only):
+        self.replayed.append(num_rows)
+        super().replay(num_rows, greedy_only=greedy_only)
+
+
+class GraphRunner(ModelRunner):
+    def make_graphs(self):
+        return CalledGraphs(self, self._transfers.device_outputs(0))
+
+
+class OneBufferRunner(GraphRunner):
+    """All steps write the same outputs, as graphs do."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self._transfers._outputs = [self._transfers._outputs[0]] * len(self._transfers._outputs)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 8, 9, 64, 65, 80, 81, 256])
+def test_buckets_hold_every_batch(limit):
+    buckets = batch_buckets(limit)
+    assert buckets == sorted(set(buckets)) and buckets[-1] == limit
+    assert all(any(size <= bucket < size + 16 for bucket in buckets) for size in range(1, limit + 1))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 7, 8, 9])
+def test_results_at_bucket_edges_equal_eager(tiny_llama, batch):
+    params = [SAMPLED if i % 3 == 2 else GREEDY for i in range(batch)]
+    arguments = {"max_num_seqs": 9, "deterministic": True, "skip_tokenizer_init": True, "num_kv_blocks": 64}
+    with LLM(str(tiny_llama), **arguments) as llm:
+        expected = [out.outputs for out in llm.generate(PROMPTS[:batch], params)]
+    CalledGraphs.replayed.clear()
+    with LLM._with_knobs(Knobs(runner_class=OneBufferRunner), str(tiny_llama), **arguments) as llm:
+        assert [out.outputs for out in llm.generate(PROMPTS[:batch], params)] == expected
+    assert CalledGraphs.replayed.count(batch) >= 10
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 3, 8, 9])
+def test_cuda_graphs_equal_eager_without_a_sync(batch):
+    params = [SAMPLED if i % 3 == 2 else GREEDY for i in range(batch)]
+    found = []
+    for enforce_eager in (True, False):
+        with LLM(max_num_seqs=16, enforce_eager=enforce_eager, device="cuda") as llm:
+            llm.generate(PROMPTS[:batch], params)  # compiles what prefill needs
+            llm._engine.call(lambda: torch.cuda.set_sync_debug_mode("error"))
+            try:
+                outputs = llm.generate(PROMPTS[:batch], params)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            found.append([[completion.token_ids for completion in out.outputs] for out in outputs])
+    assert found[0] == found[1]
+
+
+@pytest.mark.gpu
+def test_the_built_in_model_answers_alike_on_both_devices():
+    prompts = [f"{a}+{b}=" for a in (7, 12, 35) for b in (4, 28, 61)]
+    answers = []
+    for device in ("cpu", "cuda"):
+        with LLM(device=device) as llm:
+            answers.append([out.outputs[0].text for out in llm.generate(prompts, GREEDY)])
+    assert answers[0] == answers[1]
