@@ -37,7 +37,7 @@ part_kernels() { run kernels timeout 240 python3 -m runtime.bench.kernels --out 
 
 latency() { # latency MODEL SCENARIO
   run "latency-$1-$2" timeout 200 python3 -m runtime bench latency --model "$CONFIGS/$1" --load-format dummy \
-    --scenario "$2" --out "$OUT/latency.jsonl"
+    --scenario "$2" --json --append "$OUT/latency.jsonl"
 }
 part_latency() {
   latency llama-3.1-8b decode_b1

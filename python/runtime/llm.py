@@ -68,9 +68,9 @@ class LLM:
         config = EngineConfig.from_arguments(arguments)
         if config.log_level is not None:
             set_level(config.log_level)
+        self._engine = Engine(config, self._knobs)
         if config.is_builtin:
             print(BUILTIN_LINE, file=sys.stderr)
-        self._engine = Engine(config, self._knobs)
         self._finalizer = weakref.finalize(self, self._engine.close)
 
     @classmethod

@@ -43,8 +43,8 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | No
         text, token_ids = prompt, tokenizer.encode(prompt)
     else:
         text, token_ids = None, _checked_ids(prompt)
-    if not token_ids:
-        raise InvalidRequestError("prompt", text or [], "at least one token")
+    if not token_ids or text == "":
+        raise InvalidRequestError("prompt", [] if text is None else text, "at least one token")
     return text, token_ids
 
 

@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runtime.cli.parser import add_engine_arguments, add_model_argument, engine_arguments
+from runtime.cli.parser import add_engine_arguments, engine_arguments
 from runtime.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="what", required=True, metavar="{latency,scheduler}")
     latency = verbs.add_parser("latency", help="time per output token")
-    add_model_argument(latency)
+    latency.add_argument("--model", metavar="DIR", help="folder of a checkpoint; default: the built-in model")
     latency.add_argument("--scenario", help="decode_b1, decode_b8, decode_b64, decode_b256 or decode_b8_long")
     latency.add_argument("--batch", type=int, help="requests; with --in and --out instead of a scenario")
     latency.add_argument("--in", type=int, dest="input_len", help="tokens of each prompt")

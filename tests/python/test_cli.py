@@ -1,0 +1,267 @@
+"""The command line: what it prints, its exit codes, one sentence and no traceback for what a user did wrong."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import runtime
+from runtime.cli.main import VERBS, main
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs a command line in this process; (exit code, stdout, stderr)."""
+
+    def call(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit_:  # argparse
+            code = exit_.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def folder(tiny_llama, tmp_path):
+    """A copy of the tiny llama to damage."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
+
+
+def test_generate_writes_the_text_and_a_speed_line(run, tiny_llama):
+    code, out, err = run("generate", tiny_llama, "-p", "the fox", "--max-tokens", 5, "--ignore-eos")
+    assert code == 0 and out.endswith("\n")
+    assert "5 tokens in" in err and "tok/s" in err
+    assert run("generate", tiny_llama, "--max-tokens", 5, "--ignore-eos", stdin="the fox")[1] == out
+
+
+def test_generate_json(run, tiny_llama):
+    arguments = ("generate", tiny_llama, "-p", "a", "-p", "b", "--json", "--logprobs", 2, "--max-tokens", 3, "--stats")
+    code, out, err = run(*arguments, "--ignore-eos")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [row["prompt"] for row in rows] == ["a", "b"]
+    assert all(len(row["token_ids"]) == len(row["logprobs"]) == 3 for row in rows)
+    assert rows[0]["finish_reason"] == "length" and rows[0]["metrics"]["output_tokens"] == 3
+    assert json.loads(err.splitlines()[-1])["num_output_tokens"] == 6
+
+
+def test_the_built_in_model_is_the_default(run):
+    code, out, err = run("generate", "-p", "12+35=")
+    assert (code, out) == (0, "47\n")
+    assert err.startswith("built-in model: ") and err.count("\n") == 2
+
+
+def test_chat_answers_and_takes_commands(run, tiny_llama):
+    typed = [
+        "hello",
+        "/params temperature=0.5 max_tokens=4",
+        "/help",
+        "/reset",
+        "/stats",
+        "/halp",
+        "/params temperature=9",
+    ]
+    stdin = "\n".join([*typed, "bye", "/exit", "no"])
+    code, out, err = run("chat", tiny_llama, "--max-tokens", 6, "--system", "s", stdin=stdin)
+    assert code == 0
+    assert "temperature=0.5" in out and "/reset" in out and "num_running" in out
+    assert "unknown command '/halp'; did you mean '/help'" in err
+    assert "temperature=9: must be" in err
+
+
+def test_inspect(run, tiny_llama):
+    code, out, _ = run("inspect", tiny_llama, "--tensors")
+    assert code == 0
+    assert "model_type             llama" in out and "tp_sizes               1, 2, 4" in out
+    assert "model.norm.weight  [64]  float32  model.safetensors" in out
+    found = json.loads(run("inspect", tiny_llama, "--json")[1])
+    assert found["vocab_size"] == 384 and found["chat_template"] is True and found["eos_token_ids"] == [1]
+
+
+def test_doctor(run):
+    code, out, _ = run("doctor", "--json")
+    findings = {row["subject"]: row for row in map(json.loads, out.splitlines())}
+    assert code == 0 and {"python", "torch", "triton", "driver", "gpus", "shm", "open files"} <= set(findings)
+    assert all(row["status"] in ("OK", "WARN") for row in findings.values())
+    assert run("doctor")[1].startswith("OK   python")
+
+
+def test_version(run):
+    code, out, _ = run("version")
+    assert code == 0 and out.startswith(f"runtime {runtime.__version__}\n")
+    assert run("--version")[1] == out
+
+
+def test_bench(run, tiny_llama, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    shape = ("--batch", 2, "--in", 8, "--out", 6)
+    code, out, _ = run("bench", "latency", "--model", tiny_llama, *shape, "--json", "--append", rows, "--repeat", 1)
+    row = json.loads(out)
+    assert code == 0 and (row["model"], row["batch"], row["in"], row["out"]) == ("tiny-llama", 2, 8, 6)
+    assert row["tpot_ms"] > 0 and row["dtype"] == "float32" and row["device"] and row["versions"]["torch"]
+    code, out, _ = run("bench", "latency", "--model", tiny_llama, *shape, "--json", "--overhead", "--steps", 5)
+    row = json.loads(out)
+    parts = sum(row[f"{name}_us"] for name in ("prepare_step", "model", "sample", "overhead"))
+    assert parts == pytest.approx(row["step_us"], rel=0.5) and row["scenario"] == "overhead_b2"
+    assert run("bench", "scheduler", "--batch", 4, "--steps", 50, "--append", rows)[0] == 0
+    assert [json.loads(line)["scenario"] for line in rows.read_text().splitlines()] == ["decode_b2", "scheduler_b4"]
+
+
+def test_help_lists_every_verb(run):
+    code, out, _ = run("--help")
+    assert code == 0 and all(verb in out for verb in VERBS)
+    assert run()[0] == 2
+    for verb in VERBS:
+        assert run(verb, "--help")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, code, sentence",
+    [
+        (["genrate"], 2, "unknown verb 'genrate'; did you mean 'generate'?"),
+        (["generate", "--temprature", "1"], 2, "unknown flag '--temprature'; did you mean '--temperature'"),
+        (["generate", "m", "extra"], 2, "unknown argument 'extra'"),
+        (["generate", "-p", "x", "--max-tokens", "many"], 2, "invalid int value: 'many'"),
+        (["generate", "-p", "x", "--temperature", "-1"], 2, "temperature=-1"),
+        (["generate", "-p", "x", "--max-tokens", "0"], 2, "max_tokens=0: must be between 1 and"),
+        (["generate", "-p", ""], 2, "prompt='': must be at least one token"),
+        (["generate", "-p", "1+1=" * 999], 2, "must be at most 1023 tokens (max_model_len is 1024)"),
+        (
+            ["generate", "-p", "x", "--load-format", "pt"],
+            2,
+            "load_format='pt': must be one of auto, safetensors, dummy",
+        ),
+        (["generate", "-p", "x", "--block-size", "12"], 2, "block_size=12: must be a power of two; nearest: 8"),
+        (["generate", "-p", "x", "--max-model-len", "5000"], 2, "max_model_len=5000: from 1 to 1024 is possible"),
+        (["generate", "-p", "x", "--num-kv-blocks", "2", "--max-model-len", "99"], 69, "needs 7 KV blocks"),
+        (["generate", "no-such-folder", "-p", "x"], 65, "no model folder no-such-folder"),
+        (["inspect", "no-such-folder"], 65, "no model folder"),
+        (["bench", "latncy"], 2, "latncy"),
+        (["bench", "latency", "--scenario", "decode_b7"], 2, "unknown scenario 'decode_b7'"),
+        (["bench", "scheduler", "--batch", "0"], 2, "--batch=0: must be at least 1"),
+    ],
+)
+def test_bad_command_lines(run, arguments, code, sentence):
+    found, out, err = run(*arguments)
+    assert (found, out) == (code, "")
+    assert sentence in err
+    assert "Traceback" not in err and len(err.strip().splitlines()) == (2 if err.startswith("built-in") else 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_no_device(run):
+    code, _, err = run("generate", "-p", "x", "--device", "cuda")
+    assert code == 69 and "torch sees no CUDA device" in err
+
+
+def damage_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def other_tensors(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors |= {"extra.weight": torch.zeros(3), "model.norm.weight": torch.zeros(5)}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    "damage, sentences",
+    [
+        (lambda folder: (folder / "config.json").unlink(), ["has no config.json"]),
+        (lambda folder: damage_config(folder, model_type="lama"), ["'lama' is unknown; known: bloom, llama"]),
+        (lambda folder: damage_config(folder, hidden_size=-3), ["hidden_size=-3"]),
+        (truncate, ["truncated"]),
+        (
+            other_tensors,
+            ["missing: model.layers.1.mlp.up_proj.weight", "unused: extra.weight", "mis-shaped: model.norm"],
+        ),
+        (pickled, ["pytorch_model.bin is not read"]),
+        (lambda folder: damage_config(folder, vocab_size=300), ["300"]),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["tokenizer.json"]),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text("{"),
+            ["tokenizer_config.json is not valid JSON"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("verb", [["inspect"], ["generate", "-p", "x"]])
+def test_bad_folders(run, folder, damage, sentences, verb):
+    damage(folder)
+    code, out, err = run(verb[0], folder, *verb[1:])
+    assert (code, out) == (65, "")
+    assert all(sentence in err for sentence in sentences) and "Traceback" not in err
+
+
+def test_a_vocabulary_that_does_not_match_names_both_numbers(run, folder, make_tokenizer):
+    make_tokenizer(folder, vocab_size=500)
+    for verb in (["inspect"], ["generate", "-p", "x"]):
+        code, _, err = run(verb[0], folder, *verb[1:])
+        assert code == 65 and "knows 500 tokens, but the model's vocabulary has 384" in err
+
+
+def test_no_chat_template(run, folder, make_tokenizer):
+    make_tokenizer(folder, chat_template=None)
+    code, out, err = run("chat", folder, stdin="hello\n")
+    assert code == 0 and "has no chat template" in err
+
+
+def command(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "runtime", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_an_interrupt_ends_with_130(tiny_llama):
+    process = command("generate", tiny_llama, "-p", "x", "--max-tokens", 250, "--ignore-eos", "--deterministic")
+    assert process.stdout.read(1)  # the answer has begun
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in err
+
+
+def test_start_is_quick_and_loads_no_torch():
+    begin = time.monotonic()
+    script = "import sys, runtime.cli.main as m; m.main(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.endswith("False\n") and time.monotonic() - begin < 5
+
+
+def test_cmake_dir_holds_the_package_config():
+    out, _ = command("--cmake-dir").communicate(timeout=20)
+    assert os.path.isfile(os.path.join(out.strip(), "runtimeConfig.cmake"))
+
+
+def test_a_closed_pipe_is_no_failure(tiny_llama):
+    process = command("generate", tiny_llama, *["-p", "x"] * 9, "--json")
+    process.stdout.close()
+    process.stderr.read()
+    process.stderr.close()
+    process.wait(20)
+    assert process.returncode == 141
