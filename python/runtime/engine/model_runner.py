@@ -102,11 +102,6 @@ class ModelRunner:
         # of the last step: consecutive decode steps mostly have the same shape
         self._views_of = (0, 0)
         self._views: dict[str, torch.Tensor] = {}
-        self._workspace: SampleWorkspace | None = None
-        if self.device.type == "cuda":
-            self._workspace = SampleWorkspace.allocate(
-                max_num_seqs=max_num_seqs, vocab_size=model.vocab_size, device=self.device
-            )
         self._scorer = Scorer()
         self._workspace: SampleWorkspace | None = None
         self._transfers: Transfers
