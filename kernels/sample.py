@@ -220,9 +220,14 @@ def _finish_kernel(
     tl.store(out_token_ids_ptr + i, token)
 
 
+def _parts(batch: int, work: SampleWorkspace) -> int:
+    """Programs a row that share its chunks: about one wave in all, since programs without work cost time too."""
+    return max(1, min(work.num_chunks, 1024 // batch))
+
+
 def _edit(logits: Tensor, rows: RowState, inputs: StepInputs, work: SampleWorkspace) -> None:
     batch, vocab_size = logits.shape
-    copy_logits_kernel[(batch, work.num_chunks)](
+    copy_logits_kernel[(batch, _parts(batch, work))](
         logits,
         work.edited,
         inputs.b_row,
@@ -232,6 +237,7 @@ def _edit(logits: Tensor, rows: RowState, inputs: StepInputs, work: SampleWorksp
         logits.stride(0),
         rows.allowed_mask.stride(0),
         vocab_size,
+        work.num_chunks,
         CHUNK=work.CHUNK,
         num_warps=8,
         **pdl_options(logits),
@@ -269,7 +275,7 @@ def _filter(logits: Tensor, rows: RowState, inputs: StepInputs, work: SampleWork
     limits = (rows.top_k, rows.top_p, rows.min_p)
     pivots = (work.chunk_max, work.pivot_counts, work.pivot_masses)
     sizes = (logits.stride(0), vocab_size, work.num_chunks)
-    grid, block_c, pdl = (batch, work.num_chunks), triton.next_power_of_2(work.num_chunks), pdl_options(logits)
+    grid, block_c, pdl = (batch, _parts(batch, work)), triton.next_power_of_2(work.num_chunks), pdl_options(logits)
     chunk_max_kernel[grid](*line, work.chunk_max, *sizes, CHUNK=work.CHUNK, num_warps=8, **pdl)
     pivot_kernel[grid](*line, rows.temperature, *pivots, *sizes, BLOCK_C=block_c, CHUNK=work.CHUNK, num_warps=8, **pdl)
     collect_kernel[grid](

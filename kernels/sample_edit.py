@@ -47,10 +47,11 @@ def copy_logits_kernel(
     logits_stride,
     mask_stride,
     vocab_size,
+    num_chunks,
     USE_PDL: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """One chunk of one row to float32, -inf where it is not allowed. Grid [batch, chunks]."""
+    """Some chunks of one row to float32, -inf where it is not allowed. Grid [batch, parts]."""
     i = tl.program_id(0).to(tl.int64)
     if USE_PDL:
         gdc_wait()
@@ -58,13 +59,14 @@ def copy_logits_kernel(
     row = tl.load(b_row_ptr + i).to(tl.int64)
     flags = tl.load(flags_ptr + row)
     if is_edited(flags) & ((tl.load(row_flags_ptr + i) & _SAMPLE) != 0):
-        ids = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-        mask = ids < vocab_size
-        x = tl.load(logits_ptr + i * logits_stride + ids, mask=mask, other=0.0).to(tl.float32)
-        if (flags & _ALLOWED) != 0:
-            words = tl.load(allowed_mask_ptr + row * mask_stride + (ids >> 5), mask=mask, other=0)
-            x = tl.where(((words >> (ids & 31)) & 1) != 0, x, float("-inf"))
-        tl.store(edited_ptr + i * vocab_size + ids, x, mask=mask)
+        for chunk in range(tl.program_id(1), num_chunks, tl.num_programs(1)):
+            ids = chunk * CHUNK + tl.arange(0, CHUNK)
+            mask = ids < vocab_size
+            x = tl.load(logits_ptr + i * logits_stride + ids, mask=mask, other=0.0).to(tl.float32)
+            if (flags & _ALLOWED) != 0:
+                words = tl.load(allowed_mask_ptr + row * mask_stride + (ids >> 5), mask=mask, other=0)
+                x = tl.where(((words >> (ids & 31)) & 1) != 0, x, float("-inf"))
+            tl.store(edited_ptr + i * vocab_size + ids, x, mask=mask)
 
 
 @triton.jit

@@ -55,17 +55,18 @@ def chunk_max_kernel(
     USE_PDL: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Grid [batch, chunks]; chunk_max [batch, chunks]."""
-    i, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """Grid [batch, parts]; chunk_max [batch, chunks]."""
+    i = tl.program_id(0).to(tl.int64)
     if USE_PDL:
         gdc_wait()
         gdc_launch_dependents()
     flags = tl.load(flags_ptr + tl.load(b_row_ptr + i))
     if _is_filtered(tl.load(row_flags_ptr + i), flags):
-        ids = chunk * CHUNK + tl.arange(0, CHUNK)
         line, edited = logits_ptr + i * logits_stride, edited_ptr + i * vocab_size
-        x = load_logits(line, edited, is_edited(flags), ids, ids < vocab_size)
-        tl.store(chunk_max_ptr + i * num_chunks + chunk, tl.max(x, axis=0))
+        for chunk in range(tl.program_id(1), num_chunks, tl.num_programs(1)):
+            ids = chunk * CHUNK + tl.arange(0, CHUNK)
+            x = load_logits(line, edited, is_edited(flags), ids, ids < vocab_size)
+            tl.store(chunk_max_ptr + i * num_chunks + chunk, tl.max(x, axis=0))
 
 
 @triton.jit
@@ -86,8 +87,8 @@ def pivot_kernel(
     BLOCK_C: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Grid [batch, chunks]; counts and masses float32 [batch, chunks, NUM_PIVOTS]."""
-    i, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """Grid [batch, parts]; counts and masses float32 [batch, chunks, NUM_PIVOTS]."""
+    i = tl.program_id(0).to(tl.int64)
     if USE_PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -96,22 +97,23 @@ def pivot_kernel(
     if _is_filtered(tl.load(row_flags_ptr + i), flags):
         inverse = 1.0 / tl.load(temperature_ptr + row)
         largest = _row_max(chunk_max_ptr + i * num_chunks, num_chunks, BLOCK_C)
-        ids = chunk * CHUNK + tl.arange(0, CHUNK)
         line, edited = logits_ptr + i * logits_stride, edited_ptr + i * vocab_size
-        x = (load_logits(line, edited, is_edited(flags), ids, ids < vocab_size) - largest) * inverse
-        mass = tl.exp(x)
-        out = (i * num_chunks + chunk) * _NUM_PIVOTS
-        for j in tl.static_range(_NUM_PIVOTS):
-            above = x >= _FLOOR * (j * j) / ((_NUM_PIVOTS - 1) * (_NUM_PIVOTS - 1))
-            tl.store(pivot_counts_ptr + out + j, tl.sum(above.to(tl.float32), axis=0))
-            tl.store(pivot_masses_ptr + out + j, tl.sum(tl.where(above, mass, 0.0), axis=0))
+        for chunk in range(tl.program_id(1), num_chunks, tl.num_programs(1)):
+            ids = chunk * CHUNK + tl.arange(0, CHUNK)
+            x = (load_logits(line, edited, is_edited(flags), ids, ids < vocab_size) - largest) * inverse
+            mass = tl.exp(x)
+            out = (i * num_chunks + chunk) * _NUM_PIVOTS
+            for j in tl.static_range(_NUM_PIVOTS):
+                above = x >= _FLOOR * (j * j) / ((_NUM_PIVOTS - 1) * (_NUM_PIVOTS - 1))
+                tl.store(pivot_counts_ptr + out + j, tl.sum(above.to(tl.float32), axis=0))
+                tl.store(pivot_masses_ptr + out + j, tl.sum(tl.where(above, mass, 0.0), axis=0))
 
 
 @triton.jit
-def _pick_pivot(counts_ptr, masses_ptr, top_k, top_p, min_p, chunk, num_chunks, vocab_size, BLOCK_C: tl.constexpr):
+def _pick_pivot(counts_ptr, masses_ptr, top_k, top_p, min_p, num_chunks, vocab_size, BLOCK_C: tl.constexpr):
     """The highest pivot that surely lies below the threshold.
 
-    Returns the pivot, the ids of the row above it, those of them in earlier chunks, and the mass above FLOOR.
+    Returns the pivot, how many ids of the row lie above it, how many of each chunk, and the mass above FLOOR.
     """
     chunks, pivots = tl.arange(0, BLOCK_C), tl.arange(0, _NUM_PIVOTS)
     at = chunks[:, None] * _NUM_PIVOTS + pivots[None, :]
@@ -131,9 +133,7 @@ def _pick_pivot(counts_ptr, masses_ptr, top_k, top_p, min_p, chunk, num_chunks, 
     for j in tl.static_range(_NUM_PIVOTS):  # the same constants as pivot_kernel's
         pivot = tl.where(index == j, _FLOOR * (j * j) / ((_NUM_PIVOTS - 1) * (_NUM_PIVOTS - 1)), pivot)
     chosen = tl.sum(tl.where((pivots == index)[None, :], counts, 0.0), axis=1)
-    count = tl.sum(chosen, axis=0).to(tl.int32)
-    before = tl.sum(tl.where(chunks < chunk, chosen, 0.0), axis=0).to(tl.int32)
-    return pivot, count, before, total
+    return pivot, tl.sum(chosen, axis=0).to(tl.int32), chosen, total
 
 
 @triton.jit
@@ -159,8 +159,8 @@ def collect_kernel(
     BLOCK_C: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Grid [batch, chunks]; candidates float32 [batch, MAX_CANDIDATES], values of x in the order of the ids."""
-    i, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """Grid [batch, parts]; candidates float32 [batch, MAX_CANDIDATES], values of x in the order of the ids."""
+    i = tl.program_id(0).to(tl.int64)
     if USE_PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -168,22 +168,23 @@ def collect_kernel(
     flags = tl.load(flags_ptr + row)
     if _is_filtered(tl.load(row_flags_ptr + i), flags):
         at = i * num_chunks * _NUM_PIVOTS
-        pivot, count, before, _ = _pick_pivot(
+        inverse = 1.0 / tl.load(temperature_ptr + row)
+        largest = _row_max(chunk_max_ptr + i * num_chunks, num_chunks, BLOCK_C)
+        line, edited = logits_ptr + i * logits_stride, edited_ptr + i * vocab_size
+        pivot, count, chunk_counts, _ = _pick_pivot(
             pivot_counts_ptr + at,
             pivot_masses_ptr + at,
             tl.load(top_k_ptr + row),
             tl.load(top_p_ptr + row),
             tl.load(min_p_ptr + row),
-            chunk,
             num_chunks,
             vocab_size,
             BLOCK_C,
         )
-        if count <= MAX_CANDIDATES:
-            inverse = 1.0 / tl.load(temperature_ptr + row)
-            largest = _row_max(chunk_max_ptr + i * num_chunks, num_chunks, BLOCK_C)
+        first = tl.where(count <= MAX_CANDIDATES, tl.program_id(1), num_chunks)
+        for chunk in range(first, num_chunks, tl.num_programs(1)):
+            before = tl.sum(tl.where(tl.arange(0, BLOCK_C) < chunk, chunk_counts, 0.0), axis=0).to(tl.int32)
             ids = chunk * CHUNK + tl.arange(0, CHUNK)
-            line, edited = logits_ptr + i * logits_stride, edited_ptr + i * vocab_size
             x = (load_logits(line, edited, is_edited(flags), ids, ids < vocab_size) - largest) * inverse
             above = x >= pivot
             place = before + tl.cumsum(above.to(tl.int32), axis=0) - 1
@@ -288,7 +289,6 @@ def threshold_kernel(
             top_k,
             top_p,
             min_p,
-            0,
             num_chunks,
             vocab_size,
             BLOCK_C,
