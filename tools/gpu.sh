@@ -1,47 +1,53 @@
 #!/usr/bin/env bash
-# Builds, tests and measures on a machine with a CUDA device, without a network.
+# Builds, tests, tunes and measures on a machine with a CUDA device, without a network.
 #
-#   tools/gpu.sh [--out DIR] [PART...]      parts: build tests kernels latency (default: all)
+#   tools/gpu.sh [--out DIR] [--minutes N] [PART...]
 #
-# It uses the machine's own python3 with torch, triton, pybind11, scikit-build-core, cmake, ninja
-# and pytest. Benchmark rows and logs are written to DIR (default build/gpu).
+# Parts, in this order: build tests tune kernels latency; default: all. The machine's own python3 is used, with torch,
+# triton, pybind11, scikit-build-core, cmake, ninja, pytest and pytest-xdist. DIR (default build/gpu) gets a log of
+# each part, tile tables, and the rows kernels.jsonl and latency.jsonl; --minutes limits the tuning (default 3).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-OUT=build/gpu
-PARTS=()
+all_parts=(build tests tune kernels latency)
+out=build/gpu minutes=3 parts=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    --out) OUT=$2; shift 2 ;;
-    build | tests | kernels | latency) PARTS+=("$1"); shift ;;
-    *) echo "unknown argument '$1': one of --out, build, tests, kernels, latency" >&2; exit 2 ;;
+    --out) out=$2 && shift 2 ;;
+    --minutes) minutes=$2 && shift 2 ;;
+    build | tests | tune | kernels | latency) parts+=("$1") && shift ;;
+    *) echo "unknown argument '$1': one of --out, --minutes, ${all_parts[*]}" >&2 && exit 2 ;;
   esac
 done
-[ ${#PARTS[@]} -gt 0 ] || PARTS=(build tests kernels latency)
-mkdir -p "$OUT"
-FAILED=()
-CONFIGS=docs/benchmarks/configs
+[ ${#parts[@]} -gt 0 ] || parts=("${all_parts[@]}")
+mkdir -p "$out"
+out=$(realpath "$out")
+export TRITON_CACHE_DIR=$PWD/build/triton-cache PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
+failed=()
 
-run() { # run NAME COMMAND...: the output goes to a log too; a failure is remembered, the rest still runs
-  local name=$1 start=$SECONDS
-  shift
+run() { # run NAME SECONDS COMMAND...: also into a log; what fails is remembered and the rest still runs
+  local name=$1 limit=$2 started=$SECONDS
+  shift 2
   echo "::: $name"
-  "$@" 2>&1 | tee "$OUT/$name.log"
+  timeout "$limit" "$@" 2>&1 | tee "$out/$name.log"
   local status=${PIPESTATUS[0]}
-  [ "$status" -eq 0 ] || FAILED+=("$name")
-  echo "::: $name: $((SECONDS - start)) s, exit $status"
+  [ "$status" -eq 0 ] || failed+=("$name")
+  echo "::: $name: $((SECONDS - started)) s, exit status $status"
 }
 
-part_build() { run build python3 -m pip install -q --no-build-isolation --no-deps -e .; }
-part_tests() { run tests timeout 300 python3 -m pytest -q -m gpu -p no:cacheprovider tests; }
-part_kernels() { run kernels timeout 240 python3 -m runtime.bench.kernels --out "$OUT/kernels.jsonl"; }
-
-latency() { # latency MODEL SCENARIO
-  run "latency-$1-$2" timeout 200 python3 -m runtime bench latency --model "$CONFIGS/$1" --load-format dummy \
-    --scenario "$2" --json --append "$OUT/latency.jsonl"
+part_build() { run build 120 python3 -m pip install -q --no-build-isolation --no-deps -e .; }
+part_tests() { run tests 420 python3 -m pytest -q -m gpu -n 8 --tb=short -p no:cacheprovider tests; }
+part_tune() {
+  run tune $((minutes * 60 + 60)) python3 tools/tune_kernels.py --out "$out" --minutes "$minutes"
+  cp "$out"/NVIDIA*.json kernels/configs/
 }
+part_kernels() { run kernels 240 python3 -m runtime.bench.kernels --out "$out/kernels.jsonl"; }
 part_latency() {
-  latency llama-3.1-8b decode_b1
+  local scenario
+  for scenario in decode_b1 decode_b8 decode_b64 decode_b256; do
+    run "latency-$scenario" 150 python3 -m runtime bench latency --model docs/benchmarks/configs/llama-3.1-8b \
+      --load-format dummy --scenario "$scenario" --append "$out/latency.jsonl"
+  done
 }
 
-for part in "${PARTS[@]}"; do "part_$part"; done
-[ ${#FAILED[@]} -eq 0 ] || { echo "failed: ${FAILED[*]}" >&2; exit 1; }
+for part in "${parts[@]}"; do "part_$part"; done
+[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}" >&2 && exit 1; }
