@@ -12,6 +12,17 @@
 
 namespace runtime::testing {
 
+// Plan buffers of a scheduler, attached to it.
+class PlanBuffers {
+ public:
+  PlanBuffers(Scheduler& scheduler, std::int32_t num_steps_in_flight);
+
+  std::span<const std::int32_t> operator[](std::int32_t index) const { return buffers_[index]; }
+
+ private:
+  std::vector<std::vector<std::int32_t>> buffers_;
+};
+
 struct Outcome {
   std::vector<TokenId> tokens;
   FinishReason finish = FinishReason::kNone;
@@ -63,7 +74,7 @@ class Serving {
   BlockAllocator allocator_;
   Scheduler scheduler_;
   FakeDevice device_;
-  std::vector<std::vector<std::int32_t>> buffers_;
+  PlanBuffers buffers_;
   std::deque<std::int32_t> in_flight_;
   std::int32_t last_buffer_ = 0;
   std::map<RequestId, Asked> asked_;

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <deque>
+#include <map>
 #include <thread>
 
 #include "runtime/error.h"
@@ -298,13 +299,7 @@ TEST_P(BothDepths, TokenOutsideTheVocabularyEndsItsRequestOnly) {
   SchedulerConfig config = Config(GetParam());
   BlockAllocator allocator(20);
   Scheduler scheduler(config, allocator);
-  std::vector<std::vector<std::int32_t>> buffers(GetParam() + 1);
-  std::vector<PlanBuffer> spans;
-  for (auto& buffer : buffers) {
-    buffer.resize(scheduler.plan_capacity());
-    spans.emplace_back(buffer);
-  }
-  scheduler.AttachPlanBuffers(spans);
+  const PlanBuffers buffers(scheduler, GetParam());
   scheduler.Submit(1, Prompt(4), RequestParams(Greedy(9)));
   scheduler.Submit(2, Prompt(4, 90), RequestParams(Greedy(9)));
   ASSERT_EQ(scheduler.Schedule(), 0);
@@ -330,18 +325,12 @@ TEST(SchedulerTest, EqualSeedsAndIdsGiveEqualPlansAndOtherSeedsDoNot) {
 TEST(SchedulerTest, TwoStepsAreInFlightAndNoMore) {
   BlockAllocator allocator(20);
   Scheduler scheduler(Config(2), allocator);
-  std::vector<std::vector<std::int32_t>> buffers(3);
-  std::vector<PlanBuffer> spans;
-  for (auto& buffer : buffers) {
-    buffer.resize(scheduler.plan_capacity());
-    spans.emplace_back(buffer);
-  }
-  scheduler.AttachPlanBuffers(spans);
+  const PlanBuffers buffers(scheduler, 2);
   scheduler.Submit(1, Prompt(4), RequestParams(Greedy(2)));
   EXPECT_EQ(scheduler.Schedule(), 0);
   EXPECT_EQ(scheduler.Schedule(), 1) << "planned before the first token is known";
   EXPECT_EQ(scheduler.Schedule(), -1);
-  EXPECT_THROW(scheduler.AttachPlanBuffers(spans), InvalidArgument);
+  EXPECT_THROW(PlanBuffers(scheduler, 2), InvalidArgument);
   EXPECT_THROW(scheduler.Update(2, std::vector<TokenId>{5}), InvalidArgument);
   EXPECT_THROW(scheduler.Update(1, std::vector<TokenId>{5, 6}), InvalidArgument);
   EXPECT_EQ(scheduler.Update(1, std::vector<TokenId>{5}).finish[0], FinishReason::kNone);
@@ -366,13 +355,7 @@ TEST(SchedulerTest, DestructionGivesEveryBlockBack) {
   BlockAllocator allocator(20);
   {
     Scheduler scheduler(Config(), allocator);
-    std::vector<std::vector<std::int32_t>> buffers(2);
-    std::vector<PlanBuffer> spans;
-    for (auto& buffer : buffers) {
-      buffer.resize(scheduler.plan_capacity());
-      spans.emplace_back(buffer);
-    }
-    scheduler.AttachPlanBuffers(spans);
+    const PlanBuffers buffers(scheduler, 1);
     scheduler.Submit(1, Prompt(20), RequestParams(Greedy(2)));
     scheduler.Submit(2, Prompt(20), RequestParams(Greedy(2)));
     scheduler.Schedule();
@@ -395,24 +378,67 @@ TEST(SchedulerTest, WaitEndsWhenARequestArrivesOrWhenWoken) {
   submitter.join();
 }
 
-TEST(SchedulerTest, RequestsMayBeSubmittedAndAbortedFromManyThreads) {
-  Serving serving(Config(2), 20);
-  Scheduler& scheduler = serving.scheduler();
+TEST(SchedulerTest, RequestsArriveAndEndFromManyThreadsWhileStepsRun) {
+  constexpr int kNumThreads = 4, kNumEach = 100;
+  BlockAllocator allocator(20);
+  Scheduler scheduler(Config(2), allocator);
+  const PlanBuffers buffers(scheduler, 2);
   std::vector<std::thread> threads;
-  std::atomic<int> num_refused = 0;
-  for (int t = 0; t < 4; ++t) {
+  for (int t = 0; t < kNumThreads; ++t) {
     threads.emplace_back([&, t] {
-      for (int i = 0; i < 50; ++i) {
-        scheduler.Submit(1000 * t + i, Prompt(6), RequestParams(Greedy(3)));
-        if (i % 3 == 0) num_refused += !scheduler.Abort(1000 * t + i);
+      for (RequestId id = t * kNumEach; id < (t + 1) * kNumEach; ++id) {
+        scheduler.Submit(id, Prompt(6), RequestParams(Greedy(3)));
+        if (id % 3 == 0) scheduler.Abort(id);
+        if (id % 3 == 1) scheduler.Stop(id, 0);
       }
     });
   }
+  std::deque<std::int32_t> in_flight;
+  std::map<RequestId, int> num_ends;
+  while (num_ends.size() < kNumThreads * kNumEach) {
+    scheduler.Wait(0.1);
+    for (std::int32_t b = scheduler.Schedule(); b >= 0; b = scheduler.Schedule())
+      in_flight.push_back(b);
+    const StepResult* result = &scheduler.TakeEvents();
+    for (std::size_t i = 0; i < result->finish.size(); ++i) ++num_ends[result->request_ids[i]];
+    if (in_flight.empty()) continue;
+    const auto plan = buffers[in_flight.front()];
+    in_flight.pop_front();
+    const std::vector<TokenId> tokens(plan[plan::kHeaderNumRows], 7);
+    result = &scheduler.Update(plan[plan::kHeaderStep], tokens);
+    for (std::size_t i = 0; i < result->finish.size(); ++i) {
+      if (result->finish[i] != FinishReason::kNone) ++num_ends[result->request_ids[i]];
+    }
+    scheduler.Check();
+  }
   for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(num_refused, 0);
-  EXPECT_EQ(scheduler.stats().num_waiting, 0) << "nothing is drained before the next call";
-  scheduler.TakeEvents();
-  EXPECT_EQ(scheduler.stats().num_waiting, 132);
+  for (const auto& [id, ends] : num_ends) EXPECT_EQ(ends, 1) << id;
+}
+
+TEST(WatermarkTest, NewRequestsLeaveItToRunningDecodes) {
+  SchedulerConfig config = Config();
+  config.watermark = 0.3;
+  Serving serving(config, 10);
+  serving.Submit(1, Prompt(12), Greedy(16));  // 3 blocks, 7 in the end
+  serving.Submit(2, Prompt(17, 100),
+                 Greedy(2));                     // 5 blocks: with them 2 were left, of 3 to be kept
+  serving.Submit(3, Prompt(4, 200), Greedy(2));  // would fit, but is behind
+  serving.Step();
+  EXPECT_EQ(serving.started(), std::vector<RequestId>{1});
+  for (int i = 0; i < 14; ++i) serving.Step();
+  EXPECT_EQ(serving.allocator().num_free(), 3) << "a decode goes on into the watermark";
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.started(), (std::vector<RequestId>{1, 2, 3}));
+  EXPECT_EQ(serving.scheduler().stats().num_preemptions, 0);
+}
+
+TEST(WatermarkTest, ARequestAloneMayTakeIt) {
+  SchedulerConfig config = Config();
+  config.watermark = 0.5;
+  Serving serving(config, 4);
+  serving.Submit(1, Prompt(15), Greedy(2));
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(1).tokens, serving.Uninterrupted(1));
 }
 
 }  // namespace

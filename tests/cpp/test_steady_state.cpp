@@ -32,6 +32,9 @@ class SteadyStateTest : public ::testing::TestWithParam<std::int32_t> {};
 INSTANTIATE_TEST_SUITE_P(StepsInFlight, SteadyStateTest, ::testing::Values(1, 2));
 
 TEST_P(SteadyStateTest, DecodingTakesNoMemory) {
+#ifdef RUNTIME_CHECK_INVARIANTS
+  GTEST_SKIP() << "Check() after each step takes memory";
+#endif
   constexpr std::int32_t kNumSeqs = 64;
   SchedulerConfig config;
   config.max_num_seqs = kNumSeqs;
