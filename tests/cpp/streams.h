@@ -9,8 +9,8 @@
 
 namespace runtime::testing {
 
-// Runs `stream(seed)` for so many seeds. RUNTIME_TEST_STREAMS multiplies the count (in percent of
-// 100), RUNTIME_TEST_SEED runs one seed alone, as the message of a failure says.
+// Runs `stream(seed)` for so many seeds. RUNTIME_TEST_STREAMS scales the count, in percent;
+// RUNTIME_TEST_SEED runs one seed alone, as the message of a failure says.
 template <typename Stream>
 void ForEachSeed(std::uint64_t count, Stream stream) {
   const char* factor = std::getenv("RUNTIME_TEST_STREAMS");

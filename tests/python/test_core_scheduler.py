@@ -138,15 +138,3 @@ def test_wait_lets_other_threads_run():
     assert scheduler.wait(20)
     assert time.monotonic() - started < 10
     scheduler.wake()
-
-
-def test_the_kernels_repeat_the_layout():
-    from runtime.kernels import step_plan
-
-    prefixes = {"HEADER_": "", "NEW_ROW_": "REC_", "SAMPLE_": ""}
-    ours = {name: value for name, value in vars(PLAN).items() if name.isupper()}
-    for prefix, theirs in prefixes.items():
-        ours = {theirs + n.removeprefix(prefix): v for n, v in ours.items() if n.startswith(prefix)} | ours
-    repeated = {n: v for n, v in vars(step_plan).items() if n.isupper() and n in ours}
-    assert repeated == {name: ours[name] for name in repeated}
-    assert {"HEADER_WORDS", "ROWS", "NEW_ROWS", "ROW_SAMPLE", "REC_FLAGS", "REC_MASKED_IDS", "SCORE"} <= repeated.keys()
