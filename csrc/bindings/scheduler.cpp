@@ -3,7 +3,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <chrono>
+#include <map>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "bindings/bind.h"
@@ -52,13 +56,29 @@ std::vector<TokenId> ToTokenIds(const py::object& ids) {
   return tokens;
 }
 
+// The value that `name` stands for, by its place in `names`.
+template <typename Enum, std::size_t N>
+Enum FromName(const char* setting, const std::string& name,
+              const std::array<std::string_view, N>& names) {
+  std::string all;
+  for (std::size_t i = 0; i < N; ++i) {
+    if (names[i] == name) return static_cast<Enum>(i);
+    all += (i == 0 ? "" : ", ") + std::string(names[i]);
+  }
+  throw ConfigError(std::string(setting) + "='" + name + "': must be one of " + all);
+}
+
+constexpr std::array<std::string_view, 3> kPolicies{"fcfs", "priority", "fair"};
+
 SchedulerConfig MakeConfig(std::int32_t max_num_seqs, std::int32_t max_num_batched_tokens,
                            std::int32_t block_size, std::int32_t max_model_len,
                            std::int32_t vocab_size, std::vector<TokenId> eos_token_ids,
                            bool enable_prefix_caching, std::int32_t num_steps_in_flight,
                            double watermark, std::int32_t preempt_every,
                            std::int32_t max_queued_requests, std::int64_t seed,
-                           bool constant_block_hash) {
+                           bool constant_block_hash, const std::string& policy,
+                           double priority_ageing_s, std::map<std::string, double> tenant_weights,
+                           double prompt_token_weight, double output_token_weight) {
   SchedulerConfig config;
   config.max_num_seqs = max_num_seqs;
   config.max_num_batched_tokens = max_num_batched_tokens;
@@ -73,6 +93,11 @@ SchedulerConfig MakeConfig(std::int32_t max_num_seqs, std::int32_t max_num_batch
   config.max_queued_requests = max_queued_requests;
   config.seed = seed;
   config.constant_block_hash = constant_block_hash;
+  config.policy = FromName<SchedulingPolicy>("policy", policy, kPolicies);
+  config.priority_ageing_s = priority_ageing_s;
+  config.tenant_weights = std::move(tenant_weights);
+  config.prompt_token_weight = prompt_token_weight;
+  config.output_token_weight = output_token_weight;
   config.Validate();
   return config;
 }
@@ -86,6 +111,13 @@ void AttachPlanBuffers(Scheduler& scheduler,
   scheduler.AttachPlanBuffers(spans);
 }
 
+std::int32_t Schedule(Scheduler& scheduler) {
+  using std::chrono::microseconds;
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  scheduler.SetTime(std::chrono::duration_cast<microseconds>(now).count());
+  return scheduler.Schedule();
+}
+
 StepResult Update(Scheduler& scheduler, std::int32_t step,
                   const py::array_t<TokenId, py::array::c_style>& token_ids) {
   return scheduler.Update(step, {token_ids.data(), static_cast<std::size_t>(token_ids.size())});
@@ -93,6 +125,7 @@ StepResult Update(Scheduler& scheduler, std::int32_t step,
 
 void BindConfig(py::module_& m) {
   using py::literals::operator""_a;
+  const SchedulerConfig defaults;
   py::class_<SchedulerConfig>(m, "SchedulerConfig",
                               "Limits of the scheduler. Raises ConfigError. preempt_every and "
                               "constant_block_hash are for tests.")
@@ -100,7 +133,11 @@ void BindConfig(py::module_& m) {
            "max_model_len"_a, "vocab_size"_a, py::kw_only(),
            "eos_token_ids"_a = std::vector<TokenId>{}, "enable_prefix_caching"_a = true,
            "num_steps_in_flight"_a = 1, "watermark"_a = 0.01, "preempt_every"_a = 0,
-           "max_queued_requests"_a = -1, "seed"_a = 0, "constant_block_hash"_a = false)
+           "max_queued_requests"_a = -1, "seed"_a = 0, "constant_block_hash"_a = false,
+           "policy"_a = "fcfs", "priority_ageing_s"_a = defaults.priority_ageing_s,
+           "tenant_weights"_a = defaults.tenant_weights,
+           "prompt_token_weight"_a = defaults.prompt_token_weight,
+           "output_token_weight"_a = defaults.output_token_weight)
       .def_readonly("max_num_seqs", &SchedulerConfig::max_num_seqs)
       .def_readonly("max_num_batched_tokens", &SchedulerConfig::max_num_batched_tokens)
       .def_readonly("block_size", &SchedulerConfig::block_size)
@@ -138,6 +175,7 @@ void BindStats(py::module_& m) {
       .def_readonly("num_waiting", &S::num_waiting)
       .def_readonly("num_running", &S::num_running)
       .def_readonly("num_steps_in_flight", &S::num_steps_in_flight)
+      .def_readonly("num_tenants", &S::num_tenants)
       .def_readonly("num_blocks", &S::num_blocks)
       .def_readonly("num_free_blocks", &S::num_free_blocks)
       .def_readonly("num_cached_blocks", &S::num_cached_blocks)
@@ -171,12 +209,13 @@ void BindScheduler(py::module_& m) {
       .def(
           "submit",
           [](Scheduler& self, RequestId request_id, const py::object& prompt_ids,
-             const RequestParams& params, std::string cache_salt, std::int32_t score_start) {
+             const RequestParams& params, std::string cache_salt, std::int32_t score_start,
+             std::int32_t priority, std::string tenant) {
             self.Submit(request_id, ToTokenIds(prompt_ids), params,
-                        {std::move(cache_salt), score_start});
+                        {std::move(cache_salt), score_start, priority, std::move(tenant)});
           },
           "request_id"_a, "prompt_ids"_a, "params"_a, py::kw_only(), "cache_salt"_a = "",
-          "score_start"_a = -1,
+          "score_start"_a = -1, "priority"_a = 0, "tenant"_a = "",
           "Queues a request. prompt_ids: a list, or fastest an int32 array. Raises "
           "InvalidRequestError, CapacityError.")
       .def("abort", &Scheduler::Abort, "request_id"_a, "True if this call ends the request.")
@@ -184,8 +223,9 @@ void BindScheduler(py::module_& m) {
            "A stop string ended the request after num_kept output tokens.")
       .def("reset_prefix_cache", &Scheduler::ResetPrefixCache,
            "Forgets cached prefixes before the next step.")
-      .def("schedule", &Scheduler::Schedule,
-           "Plans the next step; the index of the buffer written, or -1: nothing can run now.")
+      .def("schedule", &Schedule,
+           "Tells the time, then plans the next step; the index of the buffer written, or -1: "
+           "nothing can run now.")
       .def("update", &Update, "step"_a, py::arg("token_ids").noconvert(),
            "Retires the oldest step in flight. token_ids: int32, one for each row of its plan.")
       .def(

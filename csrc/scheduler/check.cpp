@@ -18,13 +18,14 @@ void Scheduler::Core::CheckRequests() const {
   Hold(waiting_.size() + running_.size() == requests_.size(), "a request is in exactly one queue");
   Hold(running_.size() <= static_cast<std::size_t>(config_.max_num_seqs),
        "no more than max_num_seqs requests run");
-  const auto before = [this](const Request* a, const Request* b) { return order_->Before(*a, *b); };
-  Hold(std::ranges::is_sorted(waiting_, before), "the waiting queue is in order");
-  Hold(std::ranges::is_sorted(running_, before), "the running queue is in order");
-  for (const Request* request : waiting_) {
-    Hold(request->state == RequestState::kWaiting || request->state == RequestState::kPreempted,
-         "a request in the waiting queue waits", request->id);
-    CheckRequest(*request);
+  waiting_.Check();
+  Hold(std::ranges::is_sorted(running_, GoesBefore), "the running queue is in order");
+  for (const Lane* lane : waiting_.lanes()) {
+    for (const Request* request : lane->requests) {
+      Hold(request->state == RequestState::kWaiting || request->state == RequestState::kPreempted,
+           "a request in the waiting queue waits", request->id);
+      CheckRequest(*request);
+    }
   }
   for (const Request* request : running_) {
     Hold(request->state == RequestState::kRunning, "a request in the running queue runs",

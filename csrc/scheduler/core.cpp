@@ -49,9 +49,11 @@ Scheduler::Core::Core(const SchedulerConfig& config, BlockAllocator& allocator)
       kv_(allocator, PoolOptions(config)),
       writer_(config),
       inbox_(config.max_queued_requests),
-      order_(std::make_unique<FirstComeFirstServed>()),
+      order_(MakeOrder(config)),
       victim_(std::make_unique<LastComeVictim>()),
-      admission_(std::make_unique<AdmitWhenItFits>()) {
+      admission_(std::make_unique<AdmitWhenItFits>()),
+      tenants_(config_),
+      waiting_(config.policy == SchedulingPolicy::kFair) {
   const auto num_rows = static_cast<std::size_t>(config.max_num_seqs);
   for (std::int32_t row = config.max_num_seqs; row-- > 0;) free_rows_.push_back(row);
   running_.reserve(num_rows);
@@ -88,6 +90,11 @@ void Scheduler::Core::AttachPlanBuffers(std::span<const PlanBuffer> buffers) {
   next_buffer_ = 0;
 }
 
+void Scheduler::Core::SetTime(std::int64_t now_us) {
+  Require(now_us >= now_us_, "time never goes back");
+  now_us_ = now_us;
+}
+
 void Scheduler::Core::DrainInbox() {
   inbox_.Drain(drained_);
   for (InboxEvent& event : drained_) Handle(event);
@@ -102,9 +109,12 @@ void Scheduler::Core::Handle(InboxEvent& event) {
   }
   if (event.kind == InboxEvent::Kind::kSubmit) {
     Request& request = *event.request;
-    request.arrival = num_arrived_++;
     requests_.emplace(event.id, std::move(event.request));
-    InsertWaiting(request);
+    request.arrival = num_arrived_++;
+    request.submitted_us = now_us_;
+    request.rank = order_->Rank(request);
+    request.tenant = &tenants_.Enter(request.tenant_name, waiting_.floor(), waiting_.last_left());
+    waiting_.Insert(request);
     return;
   }
   const auto found = requests_.find(event.id);
@@ -116,14 +126,8 @@ void Scheduler::Core::Handle(InboxEvent& event) {
   Settle(request);
 }
 
-void Scheduler::Core::InsertWaiting(Request& request) {
-  const auto before = [this](const Request* a, const Request* b) { return order_->Before(*a, *b); };
-  waiting_.insert(std::ranges::upper_bound(waiting_, &request, before), &request);
-}
-
 void Scheduler::Core::InsertRunning(Request& request) {
-  const auto before = [this](const Request* a, const Request* b) { return order_->Before(*a, *b); };
-  running_.insert(std::ranges::upper_bound(running_, &request, before), &request);
+  running_.insert(std::ranges::upper_bound(running_, &request, GoesBefore), &request);
 }
 
 void Scheduler::Core::Preempt(Request& request) {
@@ -132,7 +136,7 @@ void Scheduler::Core::Preempt(Request& request) {
   request.state = RequestState::kPreempted;
   ++request.num_preemptions;
   ++totals_.num_preemptions;
-  InsertWaiting(request);
+  waiting_.Insert(request);
   Settle(request);
 }
 
@@ -145,8 +149,9 @@ void Scheduler::Core::Finish(Request& request, FinishReason reason, TokenId toke
     std::erase(running_, &request);
     ++num_releasing_;
   } else {
-    std::erase(waiting_, &request);
+    waiting_.Erase(request);
   }
+  TenantTable::Leave(*request.tenant);
   request.state = RequestState::kFinished;
   ++totals_.num_finished;
   ended_.push_back(std::move(requests_.extract(request.id).mapped()));
@@ -194,6 +199,7 @@ SchedulerStats Scheduler::Core::stats() const {
   stats.num_waiting = static_cast<std::int32_t>(waiting_.size());
   stats.num_running = static_cast<std::int32_t>(running_.size());
   stats.num_steps_in_flight = num_in_flight_;
+  stats.num_tenants = static_cast<std::int32_t>(tenants_.size());
   stats.num_blocks = kv_.num_blocks();
   stats.num_free_blocks = kv_.num_free();
   stats.num_cached_blocks = kv_.num_cached();

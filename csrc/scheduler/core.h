@@ -2,7 +2,6 @@
 
 #include <array>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <span>
 #include <unordered_map>
@@ -11,9 +10,12 @@
 #include "kv_cache/kv_pool.h"
 #include "runtime/scheduler.h"
 #include "scheduler/inbox.h"
+#include "scheduler/order.h"
 #include "scheduler/plan_writer.h"
 #include "scheduler/policies.h"
 #include "scheduler/request.h"
+#include "scheduler/tenants.h"
+#include "scheduler/waiting_queue.h"
 
 namespace runtime {
 
@@ -45,6 +47,7 @@ class Scheduler::Core {
   const PlanWriter& writer() const { return writer_; }
 
   void AttachPlanBuffers(std::span<const PlanBuffer> buffers);
+  void SetTime(std::int64_t now_us);
   std::int32_t Schedule();
   const StepResult& Update(std::int32_t step, std::span<const TokenId> token_ids);
   const StepResult& TakeEvents();
@@ -66,7 +69,6 @@ class Scheduler::Core {
   void Release(Request& request);
   void Emit(const Request& request, FinishReason reason, TokenId token, std::int32_t row,
             TokenId stop_id);
-  void InsertWaiting(Request& request);
   void InsertRunning(Request& request);
   void CheckIfAsked() const;
 
@@ -105,9 +107,10 @@ class Scheduler::Core {
   const std::unique_ptr<VictimPolicy> victim_;
   const std::unique_ptr<AdmissionPolicy> admission_;
 
+  TenantTable tenants_;
   std::unordered_map<RequestId, std::unique_ptr<Request>> requests_;  // not finished
   std::vector<std::unique_ptr<Request>> ended_;
-  std::deque<Request*> waiting_;   // in order
+  WaitingQueue waiting_;
   std::vector<Request*> running_;  // in order
   std::vector<std::int32_t> free_rows_;
   std::int32_t num_releasing_ = 0;  // requests whose blocks come back when steps in flight retire
@@ -122,6 +125,7 @@ class Scheduler::Core {
   bool is_short_ = false;  // blocks ran out while the step was planned
   std::int64_t forced_step_ = 0;
   std::int64_t num_arrived_ = 0;
+  std::int64_t now_us_ = 0;
 
   std::vector<InboxEvent> drained_;
   StepResult events_;  // since the last result

@@ -123,7 +123,7 @@ std::int32_t Scheduler::Core::NumCommitted() const {
 }
 
 bool Scheduler::Core::AdmitFront(std::int32_t& num_committed) {
-  Request& request = *waiting_.front();
+  Request& request = waiting_.front();
   if (request.num_in_flight > 0) return false;  // its newest tokens are not known yet
   const auto num_known = static_cast<std::int32_t>(request.tokens.size());
   const KvPool::Hit hit = kv_.Match(request.kv, request.tokens, request.max_hit_len());
@@ -153,7 +153,7 @@ bool Scheduler::Core::AdmitFront(std::int32_t& num_committed) {
 
 // From waiting to running, in a row of its own.
 void Scheduler::Core::Start(Request& request) {
-  waiting_.pop_front();
+  waiting_.Erase(request);
   InsertRunning(request);
   request.state = RequestState::kRunning;
   request.prefill_len = static_cast<std::int32_t>(request.tokens.size());
@@ -172,6 +172,7 @@ void Scheduler::Core::Start(Request& request) {
     return;
   }
   request.num_cached = request.num_computed;
+  waiting_.ChargePrompt(*request.tenant, request.prompt_len - request.num_cached);
   draft_.started.push_back(request.id);
   inbox_.OnStarted();
   totals_.num_prompt_tokens += request.prompt_len;

@@ -8,18 +8,6 @@
 
 namespace runtime {
 
-// Who goes first, among waiting requests and among running ones.
-class OrderPolicy {
- public:
-  virtual ~OrderPolicy() = default;
-  virtual bool Before(const Request& a, const Request& b) const = 0;
-};
-
-class FirstComeFirstServed final : public OrderPolicy {
- public:
-  bool Before(const Request& a, const Request& b) const override { return a.arrival < b.arrival; }
-};
-
 // Who loses its blocks when they run out.
 class VictimPolicy {
  public:

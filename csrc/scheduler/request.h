@@ -12,6 +12,8 @@
 
 namespace runtime {
 
+struct Tenant;
+
 enum class RequestState : std::uint8_t { kWaiting, kRunning, kPreempted, kFinished };
 
 // One request inside the scheduler.
@@ -42,6 +44,11 @@ struct Request {
   std::int32_t sample_flags = 0;    // step_plan::kSample...
   std::vector<TokenId> masked_ids;  // not sampled before min_tokens
   std::int64_t arrival = 0;         // place in the order of submission
+  std::int64_t submitted_us = 0;    // the scheduler's time then
+  std::int32_t priority = 0;        // higher first, under that policy
+  std::int64_t rank = 0;            // place among others: lowest first, then by arrival
+  std::string tenant_name;
+  Tenant* tenant = nullptr;  // from its arrival to its end
 
   RequestState state = RequestState::kWaiting;
   std::int32_t row = -1;   // in the device's row state; -1: none
@@ -71,5 +78,9 @@ struct Request {
                         : static_cast<std::int32_t>(tokens.size()) - 1;
   }
 };
+
+inline bool GoesBefore(const Request* a, const Request* b) {
+  return a->rank != b->rank ? a->rank < b->rank : a->arrival < b->arrival;
+}
 
 }  // namespace runtime

@@ -140,6 +140,8 @@ std::unique_ptr<Request> MakeRequest(const SchedulerConfig& config, BlockAllocat
   RequireSomethingToSample(request->masked_ids, params);
   request->sample_flags = SampleFlags(*request);
   request->kv.chain.salt = std::move(options.cache_salt);
+  request->priority = options.priority;
+  request->tenant_name = std::move(options.tenant);
   return request;
 }
 

@@ -47,6 +47,7 @@ void Scheduler::Core::TakeToken(Request& request, std::int32_t index, TokenId to
   }
   request.tokens.push_back(token);
   ++totals_.num_output_tokens;
+  waiting_.ChargeOutput(*request.tenant);
   kv_.Publish(request.kv, request.tokens, request.num_retired);
   const bool may_stop = request.num_outputs() > request.params.min_tokens();
   const auto& stop_ids = request.params.stop_token_ids();

@@ -30,6 +30,8 @@ void Scheduler::Stop(RequestId id, std::int32_t num_kept) { core_->inbox().Stop(
 
 void Scheduler::ResetPrefixCache() { core_->inbox().ResetPrefixCache(); }
 
+void Scheduler::SetTime(std::int64_t now_us) { core_->SetTime(now_us); }
+
 std::int32_t Scheduler::Schedule() { return core_->Schedule(); }
 
 const StepResult& Scheduler::Update(std::int32_t step, std::span<const TokenId> token_ids) {

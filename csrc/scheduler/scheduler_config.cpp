@@ -1,6 +1,7 @@
 #include "runtime/scheduler_config.h"
 
 #include <bit>
+#include <charconv>
 #include <string>
 
 #include "runtime/error.h"
@@ -9,11 +10,23 @@
 namespace runtime {
 namespace {
 
+std::string Text(double value) {
+  char digits[32];
+  return std::string(digits, std::to_chars(digits, digits + sizeof(digits), value).ptr);
+}
+
 void RequireRange(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
   if (value >= low && value <= high) return;
   throw ConfigError(std::string(name) + "=" + std::to_string(value) + ": must be between " +
                     std::to_string(low) + " and " + std::to_string(high) +
                     "; nearest: " + std::to_string(value < low ? low : high));
+}
+
+void RequireShare(const std::string& name, double value, double low, double high) {
+  if (value >= low && value <= high) return;
+  throw ConfigError(name + "=" + Text(value) + ": must be between " + Text(low) + " and " +
+                    Text(high) +
+                    (value != value ? "" : "; nearest: " + Text(value < low ? low : high)));
 }
 
 }  // namespace
@@ -31,13 +44,18 @@ void SchedulerConfig::Validate() const {
   RequireRange("max_model_len", max_model_len, 2, 1 << 24);
   RequireRange("vocab_size", vocab_size, 1, 1 << 24);
   RequireRange("num_steps_in_flight", num_steps_in_flight, 1, 2);
-  if (!(watermark >= 0.0 && watermark <= 0.5)) {
-    throw ConfigError("watermark=" + std::to_string(watermark) + ": must be between 0 and 0.5");
-  }
+  RequireShare("watermark", watermark, 0.0, 0.5);
   RequireRange("preempt_every", preempt_every, 0, 1 << 30);
   RequireRange("max_queued_requests", max_queued_requests, -1, 1 << 30);
   RequireRange("number of eos_token_ids", static_cast<std::int64_t>(eos_token_ids.size()), 0,
                step_plan::kMaxMaskedIds);
+  // the rank of a priority stays inside 64 bits
+  RequireShare("priority_ageing_s", priority_ageing_s, 0.0, 1000.0);
+  RequireShare("prompt_token_weight", prompt_token_weight, 0.0, 100.0);
+  RequireShare("output_token_weight", output_token_weight, 0.0, 100.0);
+  for (const auto& [tenant, weight] : tenant_weights) {
+    RequireShare("tenant_weights['" + tenant + "']", weight, 0.01, 100.0);
+  }
   for (const TokenId id : eos_token_ids) RequireRange("eos_token_ids", id, 0, vocab_size - 1);
 }
 

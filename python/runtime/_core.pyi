@@ -87,6 +87,11 @@ class SchedulerConfig:
         max_queued_requests: typing.SupportsInt | typing.SupportsIndex = -1,
         seed: typing.SupportsInt | typing.SupportsIndex = 0,
         constant_block_hash: bool = False,
+        policy: str = "fcfs",
+        priority_ageing_s: typing.SupportsFloat | typing.SupportsIndex = 10.0,
+        tenant_weights: collections.abc.Mapping[str, typing.SupportsFloat | typing.SupportsIndex] = {},
+        prompt_token_weight: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        output_token_weight: typing.SupportsFloat | typing.SupportsIndex = 2.0,
     ) -> None: ...
     @property
     def block_size(self) -> int: ...
@@ -174,6 +179,8 @@ class SchedulerStats:
     @property
     def num_steps_in_flight(self) -> int: ...
     @property
+    def num_tenants(self) -> int: ...
+    @property
     def num_waiting(self) -> int: ...
 
 class Scheduler:
@@ -204,7 +211,7 @@ class Scheduler:
         """
     def schedule(self) -> int:
         """
-        Plans the next step; the index of the buffer written, or -1: nothing can run now.
+        Tells the time, then plans the next step; the index of the buffer written, or -1: nothing can run now.
         """
     def stats(self) -> SchedulerStats: ...
     def stop(
@@ -221,6 +228,8 @@ class Scheduler:
         *,
         cache_salt: str = "",
         score_start: typing.SupportsInt | typing.SupportsIndex = -1,
+        priority: typing.SupportsInt | typing.SupportsIndex = 0,
+        tenant: str = "",
     ) -> None:
         """
         Queues a request. prompt_ids: a list, or fastest an int32 array. Raises InvalidRequestError, CapacityError.

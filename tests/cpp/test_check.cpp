@@ -10,7 +10,7 @@ namespace runtime {
 struct SchedulerPeer {
   static Scheduler::Core& Core(Scheduler& scheduler) { return *scheduler.core_; }
   static std::vector<Request*>& Running(Scheduler& s) { return Core(s).running_; }
-  static std::deque<Request*>& Waiting(Scheduler& s) { return Core(s).waiting_; }
+  static std::deque<Request*>& Waiting(Scheduler& s) { return Core(s).waiting_.all_.requests; }
   static std::vector<std::int32_t>& FreeRows(Scheduler& s) { return Core(s).free_rows_; }
   static std::int32_t& NumReleasing(Scheduler& s) { return Core(s).num_releasing_; }
 };

@@ -29,6 +29,7 @@ class Stream {
       } else if (kind == 4 && Below(8) == 0) {
         serving_.scheduler().ResetPrefixCache();
       } else {
+        serving_.scheduler().SetTime(now_us_ += Below(20));
         serving_.Step();
       }
     }
@@ -54,6 +55,9 @@ class Stream {
     config.watermark = Below(2) == 0 ? 0.0 : 0.1;
     config.preempt_every = Below(2) == 0 ? 0 : static_cast<std::int32_t>(1 + Below(6));
     config.constant_block_hash = Below(8) == 0;
+    config.policy = static_cast<SchedulingPolicy>(Below(3));
+    config.priority_ageing_s = Below(2) == 0 ? 0.0 : 1e-5;
+    config.tenant_weights = {{"1", 2.5}};
     return config;
   }
 
@@ -83,6 +87,8 @@ class Stream {
     if (Below(5) == 0) numbers.presence_penalty = 1.0;
     SubmitOptions options;
     if (Below(3) == 0) options.cache_salt = "salt";
+    options.priority = static_cast<std::int32_t>(Below(5));
+    if (Below(4) != 0) options.tenant = std::to_string(Below(3));
     if (Below(8) == 0)
       options.score_start =
           static_cast<std::int32_t>(Below(static_cast<std::int64_t>(prompt.size())));
@@ -126,6 +132,7 @@ class Stream {
   std::int32_t num_blocks_;
   Serving serving_;
   RequestId next_id_ = 0;
+  std::int64_t now_us_ = 0;
   std::vector<bool> is_scoring_, is_unlimited_, is_ended_;
 };
 

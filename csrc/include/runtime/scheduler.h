@@ -32,6 +32,7 @@ struct SchedulerStats {
   std::int32_t num_waiting = 0;  // preempted ones included
   std::int32_t num_running = 0;
   std::int32_t num_steps_in_flight = 0;
+  std::int32_t num_tenants = 0;  // that are remembered
   std::int32_t num_blocks = 0;
   std::int32_t num_free_blocks = 0;  // cached ones that nobody holds included
   std::int32_t num_cached_blocks = 0;
@@ -50,13 +51,16 @@ using PlanBuffer = std::span<std::int32_t>;
 struct SubmitOptions {
   std::string cache_salt = {};    // requests share cached prefixes only under equal salts
   std::int32_t score_start = -1;  // >= 0: sample nothing, score prompt ids from this index on
+  std::int32_t priority = 0;      // higher first, under that policy
+  std::string tenant = {};        // whose share it counts against; empty: one common tenant
 };
 
 // Decides, step by step, which requests advance by how many tokens, and keeps the KV blocks.
 //
 // Continuous batching under one token budget per step: decodes first, then prefill chunks, then new
-// requests in the order of their arrival. When blocks run out the last one is preempted and later
-// recomputed. Its state is a function of its configuration and of the calls made to it.
+// requests in the order of the configured policy. When blocks run out a running request is
+// preempted and later recomputed. Its state is a function of its configuration and of the calls
+// made to it.
 //
 // Submit, Abort, Stop, ResetPrefixCache and Wake may be called from any thread; everything else
 // from one thread at a time.
@@ -85,6 +89,9 @@ class Scheduler {
   // Forgets cached prefixes before the next step; requests that run keep their blocks.
   void ResetPrefixCache();
 
+  // The time, in microseconds from any origin; never goes back. Called before Schedule, by its
+  // thread; nothing else tells the scheduler the time.
+  void SetTime(std::int64_t now_us);
   // Plans the next step. Returns the index of the buffer that now holds it, or -1 when nothing can
   // run or num_steps_in_flight steps are unretired.
   std::int32_t Schedule();

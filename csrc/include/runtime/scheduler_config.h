@@ -1,11 +1,17 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <string>
 #include <vector>
 
 #include "runtime/types.h"
 
 namespace runtime {
+
+// Who goes first: by arrival; by priority, then arrival; or tenants in turn, by what each was
+// served.
+enum class SchedulingPolicy : std::uint8_t { kFcfs, kPriority, kFair };
 
 struct SchedulerConfig {
   std::int32_t max_num_seqs = 256;             // requests in one step
@@ -21,6 +27,12 @@ struct SchedulerConfig {
   std::int32_t max_queued_requests = -1;  // requests that wait; -1: no limit
   std::int64_t seed = 0;                  // seeds of requests that give none derive from it
   bool constant_block_hash = false;       // for tests: all prefix cache keys collide
+
+  SchedulingPolicy policy = SchedulingPolicy::kFcfs;
+  double priority_ageing_s = 10.0;  // waiting that is worth one level of priority; 0: nobody ages
+  std::map<std::string, double> tenant_weights;  // under kFair; those not named have weight 1
+  double prompt_token_weight = 1.0;              // under kFair, what a computed prompt token counts
+  double output_token_weight = 2.0;              // ... and a sampled one
 
   std::int32_t max_num_blocks_per_seq() const {
     return (max_model_len + block_size - 1) / block_size;
