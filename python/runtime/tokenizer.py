@@ -43,6 +43,11 @@ class Tokenizer:
         """One more than the largest token id, added tokens included."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
+    def close(self) -> None:
+        """Ends the process that renders the chat template; another one starts when it is needed."""
+        if self.chat_template is not None:
+            self.chat_template.close()
+
     def check_vocab_size(self, model_vocab_size: int) -> None:
         """ModelFormatError when it knows tokens that the model has no embedding for."""
         if self.vocab_size > model_vocab_size:

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from runtime import LLM, SamplingParams
 from runtime.engine import Knobs
@@ -57,29 +56,3 @@ def test_results_at_bucket_edges_equal_eager(tiny_llama, batch):
         assert [out.outputs for out in llm.generate(PROMPTS[:batch], params)] == expected
     assert CalledGraphs.replayed.count(batch) >= 10
 
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("batch", [1, 3, 8, 9])
-def test_cuda_graphs_equal_eager_without_a_sync(batch):
-    params = [SAMPLED if i % 3 == 2 else GREEDY for i in range(batch)]
-    found = []
-    for enforce_eager in (True, False):
-        with LLM(max_num_seqs=16, enforce_eager=enforce_eager, device="cuda") as llm:
-            llm.generate(PROMPTS[:batch], params)  # compiles what prefill needs
-            llm._engine.call(lambda: torch.cuda.set_sync_debug_mode("error"))
-            try:
-                outputs = llm.generate(PROMPTS[:batch], params)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-            found.append([[completion.token_ids for completion in out.outputs] for out in outputs])
-    assert found[0] == found[1]
-
-
-@pytest.mark.gpu
-def test_the_built_in_model_answers_alike_on_both_devices():
-    prompts = [f"{a}+{b}=" for a in (7, 12, 35) for b in (4, 28, 61)]
-    answers = []
-    for device in ("cpu", "cuda"):
-        with LLM(device=device) as llm:
-            answers.append([out.outputs[0].text for out in llm.generate(prompts, GREEDY)])
-    assert answers[0] == answers[1]

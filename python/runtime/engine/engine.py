@@ -146,6 +146,8 @@ class Engine:
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._scheduler.wake()
             self._thread.join(_CLOSE_TIMEOUT_S)
+        if self.tokenizer is not None:
+            self.tokenizer.close()
 
     # ---- requests -------------------------------------------------------------------------
 
