@@ -55,4 +55,3 @@ def test_results_at_bucket_edges_equal_eager(tiny_llama, batch):
     with LLM._with_knobs(Knobs(runner_class=OneBufferRunner), str(tiny_llama), **arguments) as llm:
         assert [out.outputs for out in llm.generate(PROMPTS[:batch], params)] == expected
     assert CalledGraphs.replayed.count(batch) >= 10
-

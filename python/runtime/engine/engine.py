@@ -225,7 +225,8 @@ class Engine:
         finally:
             self._started.set()
         try:
-            self._loop()
+            with torch.inference_mode():
+                self._loop()
             self._outputs.fail_all(RequestAborted("the engine was closed before the request finished"))
         except BaseException as error:
             logger.exception("a step failed")

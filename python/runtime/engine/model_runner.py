@@ -102,6 +102,7 @@ class ModelRunner:
         # of the last step: consecutive decode steps mostly have the same shape
         self._views_of = (0, 0)
         self._views: dict[str, torch.Tensor] = {}
+        self._input_ids = self.inputs.input_ids[:0]
         self._scorer = Scorer()
         self._workspace: SampleWorkspace | None = None
         self._transfers: Transfers
@@ -132,9 +133,8 @@ class ModelRunner:
         if self._graphs is not None:
             self._graphs.capture()
 
-    @torch.inference_mode()
     def launch(self, buffer: int) -> Step:
-        """Runs the plan in that buffer; on CUDA it is only queued."""
+        """Runs the plan in that buffer; on CUDA it is only queued. To be called in inference mode."""
         words = self._transfers.words[buffer]
         header = words[: sp.HEADER_WORDS].tolist()
         num_rows, greedy_only = header[sp.NUM_ROWS], bool(header[sp.STEP_FLAGS] & sp.STEP_GREEDY_ONLY)
@@ -167,13 +167,13 @@ class ModelRunner:
         state = self.infer_state(
             num_rows=num_rows,
             num_tokens=num_tokens,
-            total_token_num=int(rows[:, 1:3].sum()),
+            total_token_num=int(rows[:, 1].sum()) + num_tokens,
             max_len=header[sp.MAX_LEN],
-            max_new_tokens=int(rows[:, 2].max()),
-            is_prefill=header[sp.NUM_DECODE_ROWS] < num_rows,
+            max_new_tokens=1 if step.is_decode else int(rows[:, 2].max()),
+            is_prefill=not step.is_decode,
             logits_index=None if index is None else index.to(self.device, non_blocking=True),
         )
-        logits = self.forward(self.inputs.input_ids[:num_tokens], state)
+        logits = self.forward(self._input_ids, state)
         if targets is None:
             return logits
         self._scorer.keep(targets, logits[num_rows:])
@@ -194,8 +194,9 @@ class ModelRunner:
         """The step as the model sees it: views of the step inputs, no copies."""
         if self._views_of != (num_rows, num_tokens):
             self._views_of, self._views = (num_rows, num_tokens), self._make_views(num_rows, num_tokens)
+            self._input_ids = self.inputs.input_ids[:num_tokens]
         return self.model.make_infer_state(
-            self.inputs.input_ids[:num_tokens],
+            self._input_ids,
             batch_size=num_rows,
             total_token_num=total_token_num,
             max_len_in_batch=max_len,
