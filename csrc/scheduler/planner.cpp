@@ -144,6 +144,7 @@ bool Scheduler::Core::AdmitFront(std::int32_t& num_committed) {
   kv_.Adopt(request.kv, hit);
   if (is_protected) kv_.Reserve(request.kv, num_needed);
   kv_.Extend(request.kv, num_blocks - num_hits);
+  Ensure(view.is_idle || kv_.num_available() >= kv_.watermark(), "admission keeps the watermark");
   request.num_computed = request.num_retired = num_cached;
   Start(request);
   AddRow(request, chunk);
