@@ -100,6 +100,18 @@ def test_a_seed_gives_the_same_token_in_any_batch(op, device):
     assert tokens(op, device, logits[order], *(records[i] for i in order), slots=[9, 2, 0, 5, 1]) == expected
 
 
+def test_logprobs_are_the_same_bits_in_any_batch(op, device):
+    logits = randn(5, 4099, scale=3.0)
+    records = [dict(temperature=0.9, seed=i, num_logprobs=2 * i, top_p=0.7) for i in range(5)]
+    together = Step(device, logits, records)
+    together.run(op)
+    for i in (0, 3, 4):
+        alone = Step(device, logits[i : i + 1], records[i : i + 1])
+        alone.run(op)
+        assert torch.equal(alone.outputs.logprobs[0], together.outputs.logprobs[i])
+        assert torch.equal(alone.outputs.logprob_ids[0], together.outputs.logprob_ids[i])
+
+
 def test_noise_depends_on_seed_and_position(op, device):
     logits = torch.zeros(1, 1000)
 
