@@ -5,7 +5,8 @@
 python/, kernels/ and models/ need no new set-up; edits in csrc/ rebuild the extension.
 
 It needs python3 and a C++ compiler. The rest comes from pip, or from apt where only apt has it. Without an NVIDIA
-driver the CPU build of torch is installed. The environment's folder is $VENV_DIR, by default .venv.
+driver the CPU build of torch is installed; TORCH_DEVICE=cpu or cuda overrides that. The environment's folder is
+$VENV_DIR, by default .venv.
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ def say(text: str) -> None:
     print(f"set-up: {text}", file=sys.stderr, flush=True)
 
 
+def torch_device() -> str:
+    """Which build of torch to install: $TORCH_DEVICE, or what the driver says."""
+    chosen = os.environ.get("TORCH_DEVICE") or detect_device()
+    if chosen not in ("cpu", "cuda"):
+        raise SetupError(f"TORCH_DEVICE={chosen}: cpu or cuda is needed; leave it unset to ask the driver")
+    return chosen
+
+
 def detect_device() -> str:
     """'cuda' where an NVIDIA driver answers, else 'cpu'."""
     if Path("/proc/driver/nvidia/version").exists():
@@ -49,9 +58,6 @@ def detect_device() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "cpu"
     return "cuda" if listing.returncode == 0 and "GPU" in listing.stdout else "cpu"
-
-
-# ---- what only apt has ---------------------------------------------------------------------------------------------
 
 
 def missing_apt_packages(groups: Sequence[str]) -> list[str]:
@@ -76,9 +82,6 @@ def install_apt_packages(packages: Sequence[str]) -> None:
         result = subprocess.run(["apt-get", "-qq", *command], env=environment, text=True, capture_output=True)
         if result.returncode != 0:
             raise SetupError(f"apt-get {command[0]} failed: {result.stderr.strip()}")
-
-
-# ---- what has been done --------------------------------------------------------------------------------------------
 
 
 def sources() -> Iterator[Path]:
@@ -135,9 +138,6 @@ def exclusive() -> Iterator[None]:
         yield
 
 
-# ---- pip -----------------------------------------------------------------------------------------------------------
-
-
 def torch_attempts(device: str) -> list[list[str]]:
     """Arguments of `pip install` for torch, in order of trial: configured indexes, then PyTorch's own CPU index."""
     if device == "cuda" or sys.platform != "linux":
@@ -191,7 +191,7 @@ def install(venv: Path, device: str, groups: Sequence[str], keep: bool) -> None:
     if not (keep and has_pip(venv)):
         make_environment(venv)
     Stamp(venv).begin(device)
-    pip_install(venv, "pip", ["--upgrade", "pip>=25.1"])
+    pip_install(venv, "pip", ["pip>=25.1"])
     pip_install(venv, f"torch for {device}", *torch_attempts(device))
     tools, project = project_arguments(device, groups)
     pip_install(venv, "build tools and " + ", ".join(groups) if groups else "build tools", tools)
@@ -220,12 +220,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--group", dest="groups", action="append", default=[], choices=["test", "lint"])
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: ask the driver")
     arguments = parser.parse_args(argv)
     venv = Path(os.environ.get("VENV_DIR") or ROOT / ".venv").resolve()
-    device = detect_device() if arguments.device == "auto" else arguments.device
     try:
-        set_up(venv, device, arguments.groups)
+        set_up(venv, torch_device(), arguments.groups)
     except (SetupError, subprocess.CalledProcessError) as error:
         say(str(error))
         return 1

@@ -76,6 +76,15 @@ def test_driver_without_gpu_means_cpu(setup, tmp_path, monkeypatch, script):
     assert setup.detect_device() == "cpu"
 
 
+def test_the_user_may_choose(setup, tmp_path, monkeypatch):
+    fake_driver(tmp_path / "bin", "echo 'GPU 0: NVIDIA H100 (UUID: GPU-0)'", monkeypatch)
+    monkeypatch.setenv("TORCH_DEVICE", "cpu")
+    assert setup.torch_device() == "cpu"
+    monkeypatch.setenv("TORCH_DEVICE", "tpu")
+    with pytest.raises(setup.SetupError, match="TORCH_DEVICE=tpu: cpu or cuda"):
+        setup.torch_device()
+
+
 def test_cpu_machine_is_held_to_cpu_builds(setup, pip_calls, tmp_path):
     setup.set_up(tmp_path / "venv", "cpu", ["test"])
     dependent = [call for call in pip_calls if "pip>=25.1" not in call]
