@@ -22,6 +22,7 @@ from runtime.basemodel import (
     known_model_types,
     load_model,
     register_model,
+    registry,
 )
 from runtime.errors import CapacityError
 from runtime.models.llama import LlamaTpPartModel
@@ -53,7 +54,6 @@ class ToyLayerInfer(TransformerLayerInferTpl):
         return layer_weight.down_proj(F.relu(layer_weight.up_proj(x)).square())
 
 
-@register_model("toy")
 class ToyModel(TpPartBaseModel):
     pre_and_post_weight_class = ToyPreAndPost
     transformer_weight_class = ToyLayer
@@ -79,6 +79,13 @@ def toy_in_plain_torch(model, tokens):
 
 def rms(x, norm):
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
+
+
+@pytest.fixture(autouse=True)
+def families(monkeypatch):
+    """Families registered here are gone afterwards."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    register_model("toy")(ToyModel)
 
 
 @pytest.fixture

@@ -203,8 +203,7 @@ def test_index(folder, weight_map, words):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"model_type": "gpt9"}, "model_type 'gpt9' is unknown; known: bloom, "),  # other tests add families between
-        ({"model_type": "gpt9"}, "llama, qwen2, qwen3"),
+        ({"model_type": "gpt9"}, "model_type 'gpt9' is unknown; known: bloom, llama, qwen2, qwen3"),
         ({"model_type": "lama"}, "nearest: llama"),
         ({"model_type": "../llama"}, "is unknown"),
         ({"model_type": None}, "has no model_type"),
@@ -213,6 +212,7 @@ def test_index(folder, weight_map, words):
         ({"vocab_size": 10**12}, "vocab_size=1000000000000: an integer"),
         ({"num_attention_heads": True}, "num_attention_heads=True: an integer"),
         ({"num_attention_heads": None}, "num_attention_heads is missing"),
+        ({"intermediate_size": None}, "intermediate_size is missing"),
         ({"num_key_value_heads": 3}, "num_attention_heads=4 is not a multiple of num_key_value_heads=3"),
         ({"hidden_size": 18}, "hidden_size=18 is not a multiple of num_attention_heads=4"),
         ({"hidden_act": "relu"}, "hidden_act='relu' is not supported; supported: 'silu'"),

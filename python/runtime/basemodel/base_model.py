@@ -147,13 +147,7 @@ class TpPartBaseModel:
         self._verify_choice("load_format", self.load_format, LOAD_FORMATS)
         if self.config.get("quantization_config"):
             raise ModelFormatError("config.json: quantization_config: quantised checkpoints are not supported")
-        if self.block_size < 1 or self.block_size & (self.block_size - 1):
-            nearest = 1 << max(self.block_size, 1).bit_length() - 1
-            raise ConfigError(f"block_size={self.block_size} is not a power of two; nearest: {nearest}")
-        if self.max_total_token_num < self.block_size:
-            raise ConfigError(
-                f"max_total_token_num={self.max_total_token_num} is less than one block of {self.block_size} tokens"
-            )
+        self._verify_kv_cache()
         self.dtype = self._choose_dtype()
         self.max_model_len = self._choose_max_model_len()
         self.tp_group = self._choose_tp_group()
@@ -207,6 +201,16 @@ class TpPartBaseModel:
     def _verify_choice(name: str, value: str, supported: Sequence[str]) -> None:
         if value not in supported:
             raise ConfigError(f"{name} {shorten(value)} is not supported; supported: {', '.join(supported) or 'none'}")
+
+    def _verify_kv_cache(self) -> None:
+        block_size, num_tokens = self.block_size, self.max_total_token_num
+        if block_size < 1 or block_size & (block_size - 1):
+            nearest = 1 << max(block_size, 1).bit_length() - 1
+            raise ConfigError(f"block_size={block_size} is not a power of two; nearest: {nearest}")
+        if num_tokens < block_size:
+            raise ConfigError(
+                f"max_total_token_num={num_tokens} is less than one block of {block_size} tokens; nearest: {block_size}"
+            )
 
     def _require_entry(self, name: str, *supported: Any) -> None:
         """Refuses a config.json whose entry `name` asks for what the family's code here does not do."""
@@ -269,7 +273,7 @@ class TpPartBaseModel:
     # Running
 
     def make_infer_state(self, input_ids: Tensor, **fields: Any) -> InferStateInfo:
-        """The step with the family's extra state; `fields` are those of InferStateInfo this model does not know."""
+        """The step with the family's extra state; `fields`: those of InferStateInfo but what the model itself knows."""
         state = self.infer_state_class(mem_manager=self.mem_manager, deterministic=self.deterministic, **fields)
         state.init_some_extra_state(
             self,
@@ -332,17 +336,14 @@ class TpPartBaseModel:
             b_seq_len: [batch], context length, cached and new tokens.
             is_prefill: False when every row has one new token and `token_forward` shall run.
         """
-        num_tokens, device = len(input_ids), self.device
-        ends = torch.full((1,), num_tokens, dtype=torch.int32, device=device)
-        starts = (
-            b_start_loc[:batch_size].to(device, torch.int32) if is_prefill else torch.arange(batch_size, device=device)
-        )
-        bounds = torch.cat((starts.int(), ends))
-        seq_len = b_seq_len.to(device, torch.int32)
-        token = torch.arange(num_tokens, dtype=torch.int32, device=device)
+        num_tokens, block_size = len(input_ids), self.block_size
+        token = torch.arange(num_tokens, dtype=torch.int32, device=self.device)
+        starts = b_start_loc[:batch_size].to(token) if is_prefill else token
+        bounds = torch.cat((starts, torch.full_like(token[:1], num_tokens)))
+        seq_len = b_seq_len.to(token)
         row = torch.searchsorted(bounds[1:], token, right=True, out_int32=True)
         position = seq_len[row] - bounds[row + 1] + token
-        slot = b_loc[row, position // self.block_size].long() * self.block_size + position % self.block_size
+        slot = b_loc[row, position // block_size].long() * block_size + position % block_size
         state = self.make_infer_state(
             input_ids,
             batch_size=batch_size,
@@ -350,7 +351,7 @@ class TpPartBaseModel:
             max_len_in_batch=max_len_in_batch,
             is_prefill=is_prefill,
             b_loc=b_loc,
-            b_row=torch.arange(batch_size, dtype=torch.int32, device=device),
+            b_row=token[:batch_size],
             b_start_loc=bounds,
             b_seq_len=seq_len,
             position_ids=position,

@@ -33,7 +33,9 @@ def rope_parameters(config: ModelConfig) -> RopeParameters:
     for name, default in (("rope_theta", 10000.0), ("partial_rotary_factor", 1.0)):
         if found.get(name) is None:
             found[name] = config.get(name) if config.get(name) is not None else default
-    trained = config["max_position_embeddings"]
+    trained = config.get("max_position_embeddings")
+    if trained is None:
+        raise ModelFormatError("config.json: max_position_embeddings is missing")
     original = (
         found.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or trained
     )

@@ -11,7 +11,7 @@ from ...errors import ConfigError
 from ...kernels import ops
 from ...loader import ModelConfig
 from ...parallel import TpGroup
-from .param import Index, Param, Placement, Shard, share, whole
+from .param import Index, Param, Placement, Shard, share, size_of, whole
 
 
 class Linear:
@@ -67,7 +67,7 @@ class _LinearParam(Param[Linear]):
         return True
 
     def shards(self, prefix: str, config: ModelConfig, tp: TpGroup) -> dict[str, list[Shard]]:
-        shape = (config[self.out_size], config[self.in_size])
+        shape = (size_of(config, self.out_size), size_of(config, self.in_size))
         index = self.index(shape, tp)
         found = {"weight": [Shard(f"{prefix}{name}.weight", shape, index) for name in self.names]}
         if self.has_bias(config):

@@ -7,7 +7,7 @@ from torch import Tensor
 from ...kernels import ops
 from ...loader import ModelConfig
 from ...parallel import TpGroup
-from .param import Param, Placement, Shard, whole
+from .param import Param, Placement, Shard, size_of, whole
 
 
 class Norm:
@@ -41,7 +41,7 @@ class RMSNorm(Param[Norm]):
         self.size = size
 
     def shards(self, prefix: str, config: ModelConfig, tp: TpGroup) -> dict[str, list[Shard]]:
-        n = config[self.size]
+        n = size_of(config, self.size)
         found = {"weight": [Shard(f"{prefix}{self.names[0]}.weight", (n,), whole(n), mean=1.0)]}
         if self.has_bias(config):
             found["bias"] = [Shard(f"{prefix}{self.names[0]}.bias", (n,), whole(n))]

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar, overload
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import ConfigError, ModelFormatError
 from ...loader import ModelConfig, TensorInfo
 from ...parallel import TpGroup
 
@@ -126,6 +126,14 @@ class Param(Generic[PlacedT]):
     def place(self, tensors: dict[str, Tensor], config: ModelConfig, placement: Placement) -> PlacedT:
         """The callable form of the loaded tensors."""
         raise NotImplementedError
+
+
+def size_of(config: ModelConfig, name: str) -> int:
+    """The config entry `name`; ModelFormatError when the checkpoint's config does not have it."""
+    if config.get(name) is None:
+        raise ModelFormatError(f"config.json: {name} is missing")
+    size: int = config[name]
+    return size
 
 
 def require_divides(name: str, value: int, tp: TpGroup) -> None:
