@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,8 @@ class EngineConfig:
         max_queued_requests: most waiting requests before `submit` refuses more; None: no limit.
     """
 
-    model: str | None = None
-    tokenizer: str | None = None
+    model: str | os.PathLike[str] | None = None
+    tokenizer: str | os.PathLike[str] | None = None
     skip_tokenizer_init: bool = False
     dtype: str = "auto"
     device: str = "auto"
@@ -81,6 +82,9 @@ class EngineConfig:
     log_level: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("model", "tokenizer"):
+            if not isinstance(getattr(self, name), (str, os.PathLike, type(None))):
+                raise ConfigError(f"{name}={shorten(getattr(self, name))}: must be the path of a folder")
         _require_choice("dtype", self.dtype, _DTYPES)
         _require_choice("device", self.device, _DEVICES)
         _require_choice("load_format", self.load_format, _LOAD_FORMATS)

@@ -107,6 +107,16 @@ class CapacityError(Error, RuntimeError):
     code = "capacity_exceeded"
 
 
+def for_this_caller(error: BaseException) -> BaseException:
+    """A copy of an error that several callers get: one object raised in several threads would mix their tracebacks."""
+    if not isinstance(error, Error):
+        return error
+    copy = type(error).__new__(type(error))
+    copy.__dict__.update(error.__dict__)
+    copy.args, copy.__cause__ = error.args, error.__cause__
+    return copy
+
+
 class EngineDeadError(Error, RuntimeError):
     """A step failed; the engine has stopped and every waiting caller gets this.
 

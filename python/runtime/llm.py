@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -39,9 +40,9 @@ class LLM:
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
-        tokenizer: str | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
         skip_tokenizer_init: bool = False,
         dtype: str = "auto",
         device: str = "auto",

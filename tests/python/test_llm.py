@@ -259,6 +259,40 @@ def test_abort_of_a_request_that_waits(tiny_llama):
         wait_until_idle(llm)
 
 
+def test_abort_reaches_completions_that_wait_for_the_first(tiny_llama):
+    with LLM(str(tiny_llama), max_num_seqs=2, block_size=4) as llm:
+        for delay in (0.0, 0.002, 0.004, 0.006):
+            handle = llm.submit([5] * 60, SamplingParams(n=6, max_tokens=150, ignore_eos=True))
+            time.sleep(delay)
+            handle.abort()
+            assert [out.finish_reason for out in handle.result(10).outputs] == ["abort"] * 6
+        wait_until_idle(llm)
+
+
+def test_submitting_while_closing_never_hangs(tiny_llama):
+    for _ in range(5):
+        llm, found = LLM(str(tiny_llama)), []
+
+        def submit_until_closed(llm=llm, found=found):
+            with pytest.raises(RequestAborted):
+                while True:
+                    found.append(llm.submit("the", GREEDY))
+
+        threads = [threading.Thread(target=submit_until_closed) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.01)
+        llm.close()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+        for handle in found:
+            try:
+                handle.result(5)
+            except RequestAborted:
+                pass
+
+
 def test_result_waits_no_longer_than_it_is_told(llm):
     handle = llm.submit("the", SamplingParams(max_tokens=200, ignore_eos=True))
     with pytest.raises(DeadlineExceeded, match="0.001 s"):
@@ -308,6 +342,8 @@ def test_without_a_tokenizer(tiny_llama):
         assert out.text == "" and out.token_ids
         with pytest.raises(ConfigError, match="skip_tokenizer_init"):
             llm.generate("text")
+        with pytest.raises(InvalidRequestError, match="stop.*skip_tokenizer_init"):
+            llm.generate([5], SamplingParams(stop="x"))
 
 
 def test_dummy_weights_need_config_json_alone(tiny_llama, tmp_path):
@@ -373,6 +409,7 @@ def test_bad_prompts_are_refused(llm, prompt, sentence):
         ({"deterministic": 1}, "True or False"),
         ({"seed": -1}, "nearest: 0"),
         ({"log_level": "loud"}, "log_level"),
+        ({"tokenizer": 5}, "tokenizer=5: must be the path"),
     ],
 )
 def test_bad_arguments_are_refused(tiny_llama, arguments, sentence):

@@ -19,7 +19,7 @@ from runtime.engine.loading import LoadedModel, load_model
 from runtime.engine.model_runner import ModelRunner, Step
 from runtime.engine.output_processor import OutputProcessor
 from runtime.engine.request import Completion, RequestHandle
-from runtime.errors import EngineDeadError, RequestAborted
+from runtime.errors import EngineDeadError, InvalidRequestError, RequestAborted, for_this_caller
 from runtime.log import get_logger
 
 if TYPE_CHECKING:
@@ -105,6 +105,9 @@ class Engine:
             EngineDeadError, RequestAborted: the engine has stopped, or was closed.
         """
         self._require_alive()
+        if params.stop_strings and self.tokenizer is None:
+            message = "stop strings are found in the text, which skip_tokenizer_init=True leaves out"
+            raise InvalidRequestError("stop", params.stop, message=message)
         handle = RequestHandle(
             str(next(self._handle_ids)),
             prompt,
@@ -122,7 +125,7 @@ class Engine:
         else:
             handle.defer(rest)
             self._submit_all([first])
-        if self._error is not None:  # it died meanwhile and may not have seen this request
+        if self._error is not None:  # it ended meanwhile and may not have seen this request
             self._outputs.fail_all(self._error)
         return handle
 
@@ -145,7 +148,7 @@ class Engine:
         self._closing.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._scheduler.wake()
-            self._thread.join(_CLOSE_TIMEOUT_S)
+            self._thread.join(_CLOSE_TIMEOUT_S if self._error is None else 0.0)  # a hung step never ends
         if self.tokenizer is not None:
             self.tokenizer.close()
 
@@ -195,8 +198,11 @@ class Engine:
         except Exception as error:
             for completion in deferred:
                 self._outputs.fail(completion, error)
+        if first.handle.aborted:  # perhaps before these were there to be aborted
+            self._abort(first.handle)
 
     def _abort(self, handle: RequestHandle) -> None:
+        handle.aborted = True
         for completion in handle.take_deferred():
             completion.finish("abort")
             completion.close()
@@ -210,7 +216,7 @@ class Engine:
 
     def _require_alive(self) -> None:
         if self._error is not None:
-            raise self._error if isinstance(self._error, EngineDeadError) else EngineDeadError(self._error)
+            raise for_this_caller(self._error)
         if self._closing.is_set():
             raise RequestAborted("the engine is closed")
 
@@ -227,9 +233,9 @@ class Engine:
         try:
             with torch.inference_mode():
                 self._loop()
-            self._outputs.fail_all(RequestAborted("the engine was closed before the request finished"))
+            self._die(RequestAborted("the engine is closed"))
         except BaseException as error:
-            logger.exception("a step failed")
+            logger.error("a step failed", exc_info=True)
             self._die(error)
         finally:
             self._cancel_commands()
@@ -310,12 +316,13 @@ class Engine:
     def _cancel_commands(self) -> None:
         while self._commands:
             _, future = self._commands.popleft()
-            future.set_exception(self._error or RequestAborted("the engine is closed"))
+            future.set_exception(for_this_caller(self._error or RequestAborted("the engine is closed")))
 
     def _die(self, error: BaseException) -> None:
         """Every waiting caller gets the cause; nothing is accepted any more."""
-        if self._error is None:
-            self._error = error if isinstance(error, EngineDeadError) else EngineDeadError(error)
+        if self._error is None:  # set before: who submits now finds it, whoever did before is found below
+            known = isinstance(error, (EngineDeadError, RequestAborted))
+            self._error = error if known else EngineDeadError(error)
         self._outputs.fail_all(self._error)
 
     def _watch(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from runtime.engine.detokenizer import TextStream
-from runtime.errors import DeadlineExceeded, Error
+from runtime.errors import DeadlineExceeded, for_this_caller
 from runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class RequestHandle:
         self.cache_salt = cache_salt
         self.score_start = score_start  # the prompt's tokens from here on get logprobs; -1: none
         self.completions: list[Completion] = []
+        self.aborted = False
         self.arrival = time.time()
         self.arrived_at = time.perf_counter()
         self._deferred: list[Completion] = []
@@ -210,7 +211,7 @@ class RequestHandle:
     def raise_error(self) -> None:
         for completion in self.completions:
             if completion.error is not None:
-                raise _for_this_caller(completion.error)
+                raise for_this_caller(completion.error)
 
     def _chunks(self, readers: Sequence[_Reader]) -> Iterator[StreamChunk]:
         for reader in readers:
@@ -337,14 +338,3 @@ def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
 
 def _cumulative(completion: Completion, num_tokens: int) -> float:
     return sum(logprobs[0] for _, logprobs in completion.raw_logprobs[:num_tokens])
-
-
-def _for_this_caller(error: BaseException) -> BaseException:
-    """The same error for each of many callers: raising one object in several threads would mix their tracebacks."""
-    if not isinstance(error, Error):
-        return error
-    copy = type(error).__new__(type(error))
-    copy.__dict__.update(error.__dict__)
-    copy.args = error.args
-    copy.__cause__ = error.__cause__
-    return copy
