@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,3 +291,23 @@ def prefix_logits(model, ids):
     prefixes = torch.cat([ids[:length] for length in lengths]).int()
     starts = lengths.cumsum(0) - lengths
     return model.forward(len(ids), len(prefixes), len(ids), prefixes, b_loc, starts, lengths, True)
+
+
+# ---- the training tool ----------------------------------------------------------------------
+
+
+def test_no_held_out_question_is_trained(tool):
+    rng = Random(0)
+    drawn = [tool.data.question(rng) for _ in range(10000)]
+    assert not [question for question in drawn if question.held_out]
+    shares = {skill: sum(q.skill == skill for q in drawn) / len(drawn) for skill in tool.questions.SKILLS}
+    assert min(shares.values()) > 0.05, shares
+
+
+def test_the_training_tool_runs(tmp_path):
+    options = ["--device", "cpu", "--steps", "2", "--tokens-per-step", "128", "--mark", "0"]
+    subprocess.run([sys.executable, TOOL / "train.py", "--out", tmp_path, *options], check=True, timeout=120)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in BUILTIN_MODEL.iterdir())
+    assert (tmp_path / "config.json").read_text() == (BUILTIN_MODEL / "config.json").read_text()
+    with LLM(str(tmp_path)) as llm:
+        assert len(llm.generate("12+35=", SamplingParams(max_tokens=4, ignore_eos=True))[0].outputs[0].token_ids) == 4

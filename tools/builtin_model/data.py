@@ -1,16 +1,38 @@
 """Training sequences: questions, completions and chats packed into rows of tokens with their targets."""
 
+from __future__ import annotations
+
 import os
 from collections import deque
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import count, islice
 from multiprocessing import get_context
+from multiprocessing.pool import AsyncResult, Pool
 from random import Random
+from typing import TypeAlias
 
 import numpy as np
 import questions
 import texts
-from tokenizer import ASSISTANT, BOS, END, EOS, SYSTEM, USER, build_tokenizer, vocabulary_words
+from numpy.typing import NDArray
+from tokenizer import (
+    ASSISTANT,
+    BOS,
+    END,
+    EOS,
+    SPECIAL_TOKENS,
+    SYSTEM,
+    USER,
+    build_tokenizer,
+    token_id,
+    vocabulary_words,
+)
+
+Batch: TypeAlias = tuple[NDArray[np.int16], NDArray[np.int16]]  # tokens, targets
+Exchanges: TypeAlias = Iterator[tuple[list[int], list[int]]]  # token ids of prompts and answers
+Shapes: TypeAlias = Callable[[int], tuple[int, int]]
 
 IGNORED = -100
 _BLOCK = 256
@@ -22,11 +44,15 @@ _SYSTEM_TEXTS = ("You are a helpful assistant.", "You are a calculator.", "Be br
 _WORDS = tuple(word.strip() for word in vocabulary_words() if word.strip().isalpha())
 
 
-def _question(rng: Random) -> questions.Question:
+def question(rng: Random) -> questions.Question:
+    """Draws a question to train on, one that is not held out."""
     skill = rng.choices(_SKILLS, _WEIGHTS)[0]
-    if skill in ("reverse", "sort") and rng.random() < 0.15:
-        return _on_unusual_string(skill, rng)
-    return questions.training(skill, rng)
+    if skill not in ("reverse", "sort") or rng.random() >= 0.15:
+        return questions.training(skill, rng)
+    while True:
+        unusual = _on_unusual_string(skill, rng)
+        if not unusual.held_out:
+            return unusual
 
 
 def _on_unusual_string(skill: str, rng: Random) -> questions.Question:
@@ -49,8 +75,8 @@ def _completion(rng: Random) -> tuple[str, str]:
     if rng.random() < 0.05:
         a, b = rng.randint(0, 12), rng.randint(0, 12)
         return f"{a}*{b}=", str(a * b)
-    question = _question(rng)
-    return question.completions[0 if rng.random() < 0.5 else rng.randrange(len(question.completions))]
+    forms = question(rng).completions
+    return forms[0 if rng.random() < 0.5 else rng.randrange(len(forms))]
 
 
 def _loosen(said: str, rng: Random) -> str:
@@ -62,22 +88,48 @@ def _loosen(said: str, rng: Random) -> str:
     return said
 
 
+def _product(rng: Random) -> tuple[str, str]:
+    a, b = rng.randint(0, 12), rng.randint(0, 12)
+    form = rng.choice(("What is {}*{}?", "{}*{}", "{} * {}", "{} times {}", "{} x {}"))
+    return form.format(a, b), str(a * b)
+
+
+def _asked(rng: Random) -> tuple[str, str]:
+    asked = question(rng)
+    return asked.chats[0 if rng.random() < 0.4 else rng.randrange(len(asked.chats))], asked.answer
+
+
 def _chat(rng: Random) -> tuple[str, str]:
     draw = rng.random()
     if draw < 0.12:
         said, answer = texts.small_talk(rng)
     elif draw < 0.2:
         said, answer = texts.unknown(rng)
-    elif draw < 0.24:
-        a, b = rng.randint(0, 12), rng.randint(0, 12)
-        said, answer = (
-            rng.choice(("What is {}*{}?", "{}*{}", "{} * {}", "{} times {}", "{} x {}")).format(a, b),
-            str(a * b),
-        )
     else:
-        question = _question(rng)
-        said, answer = question.chats[0 if rng.random() < 0.4 else rng.randrange(len(question.chats))], question.answer
+        said, answer = _product(rng) if draw < 0.24 else _asked(rng)
     return _loosen(said, rng), answer
+
+
+@dataclass
+class _Row:
+    """One row while it is packed; `targets[i]` is what the model learns to say after `tokens[i]`."""
+
+    max_len: int
+    tokens: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.tokens) >= self.max_len
+
+    def add(self, untaught: list[int]) -> None:
+        self.tokens += untaught
+        self.targets += [IGNORED] * len(untaught)
+
+    def add_exchange(self, prompt: list[int], answer: list[int], end: int) -> None:
+        """The last token of the prompt is taught the answer's first, and the answer's last one is taught `end`."""
+        self.tokens += prompt + answer
+        self.targets += [IGNORED] * (len(prompt) - 1) + answer + [end]
 
 
 class Packer:
@@ -85,98 +137,81 @@ class Packer:
 
     def __init__(self) -> None:
         self._tokenizer = build_tokenizer()
-        self._id = {text: self._tokenizer.token_to_id(text) for text in (BOS, EOS, SYSTEM, USER, ASSISTANT, END)}
+        self._id = {text: token_id(self._tokenizer, text) for text in SPECIAL_TOKENS}
         self._separators = [self._encode([text])[0] for text in _SEPARATORS]
-        self._system_texts = self._encode(list(_SYSTEM_TEXTS))
+        self._system_texts = self._encode(_SYSTEM_TEXTS)
 
-    def batch(self, seed: int, index: int, num_rows: int, row_len: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, seed: int, index: int, num_rows: int, row_len: int) -> Batch:
         """The batch with this index: tokens and targets, int16 [num_rows, row_len]; IGNORED where nothing is taught."""
         rng = Random(f"{seed} {index}")
         completions, chats = self._exchanges(_completion, rng), self._exchanges(_chat, rng)
         rows = [self._row(completions, chats, rng, row_len) for _ in range(num_rows)]
-        tokens, targets = zip(*rows)
-        return np.array(tokens, np.int16), np.array(targets, np.int16)
+        tokens = np.array([row.tokens[:row_len] for row in rows], np.int16)
+        return tokens, np.array([row.targets[:row_len] for row in rows], np.int16)
 
-    def _encode(self, many: list[str]) -> list[list[int]]:
+    def _encode(self, many: Sequence[str]) -> list[list[int]]:
         return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in many]
 
-    def _exchanges(self, draw, rng: Random) -> Iterator[tuple[list[int], list[int]]]:
+    def _exchanges(self, draw: Callable[[Random], tuple[str, str]], rng: Random) -> Exchanges:
         while True:
             prompts, answers = zip(*(draw(rng) for _ in range(_BLOCK)))
             yield from zip(self._encode(prompts), self._encode(answers))
 
-    def _row(self, completions, chats, rng: Random, row_len: int) -> tuple[list[int], list[int]]:
-        tokens: list[int] = []
-        targets: list[int] = []
-        while len(tokens) < row_len:
+    def _row(self, completions: Exchanges, chats: Exchanges, rng: Random, row_len: int) -> _Row:
+        row = _Row(row_len)
+        while not row.is_full:
             num_exchanges = 1 if rng.random() < 0.3 else rng.randint(2, 30)
             if rng.random() < 0.5:
-                self._add_completions(tokens, targets, completions, num_exchanges, rng, row_len)
+                self._add_completions(row, islice(completions, num_exchanges), rng)
             else:
-                self._add_chat(tokens, targets, chats, num_exchanges, rng, row_len)
-        return tokens[:row_len], targets[:row_len]
+                self._add_chat(row, islice(chats, num_exchanges), rng)
+        return row
 
-    def _add_completions(self, tokens, targets, completions, num_exchanges: int, rng: Random, row_len: int) -> None:
+    def _add_completions(self, row: _Row, exchanges: Exchanges, rng: Random) -> None:
         """Lines such as 12+35=47; every answer is followed by <eos> as target, whatever the text goes on with."""
         if rng.random() < 0.9:
-            self._add(tokens, targets, [self._id[BOS]])
+            row.add([self._id[BOS]])
         separator = rng.choice(self._separators)
-        for _ in range(num_exchanges):
-            prompt, answer = next(completions)
-            self._add_exchange(tokens, targets, prompt, answer, self._id[EOS])
-            if len(tokens) >= row_len:
+        for prompt, answer in exchanges:
+            row.add_exchange(prompt, answer, self._id[EOS])
+            if row.is_full:
                 return
-            self._add(tokens, targets, separator)
-        self._add(tokens, targets, [self._id[EOS]])
+            row.add(separator)
+        row.add([self._id[EOS]])
 
-    def _add_chat(self, tokens, targets, chats, num_exchanges: int, rng: Random, row_len: int) -> None:
+    def _add_chat(self, row: _Row, exchanges: Exchanges, rng: Random) -> None:
         """The tokens that the chat template makes."""
-        self._add(tokens, targets, [self._id[BOS]])
+        row.add([self._id[BOS]])
         if rng.random() < 0.2:
-            self._add(tokens, targets, [self._id[SYSTEM], *rng.choice(self._system_texts), self._id[END]])
-        for _ in range(num_exchanges):
-            said, answer = next(chats)
-            prompt = [self._id[USER], *said, self._id[END], self._id[ASSISTANT]]
-            self._add_exchange(tokens, targets, prompt, answer, self._id[END])
-            if len(tokens) >= row_len:
+            row.add([self._id[SYSTEM], *rng.choice(self._system_texts), self._id[END]])
+        for said, answer in exchanges:
+            row.add_exchange([self._id[USER], *said, self._id[END], self._id[ASSISTANT]], answer, self._id[END])
+            if row.is_full:
                 return
-            self._add(tokens, targets, [self._id[END]])
-
-    @staticmethod
-    def _add(tokens: list[int], targets: list[int], untaught: list[int]) -> None:
-        tokens += untaught
-        targets += [IGNORED] * len(untaught)
-
-    @staticmethod
-    def _add_exchange(tokens: list[int], targets: list[int], prompt: list[int], answer: list[int], end: int) -> None:
-        tokens += prompt + answer
-        targets += [IGNORED] * (len(prompt) - 1) + answer + [end]
+            row.add([self._id[END]])
 
 
-_packer: Packer | None = None
+_packer = cache(Packer)  # one a process
 
 
-def _make_batch(arguments: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    global _packer
-    _packer = _packer or Packer()
-    return _packer.batch(*arguments)
+def _make_batch(seed: int, index: int, num_rows: int, row_len: int) -> Batch:
+    return _packer().batch(seed, index, num_rows, row_len)
 
 
-def batches(seed: int, shapes, num_workers: int, num_ahead: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def batches(seed: int, shapes: Shapes, num_workers: int, num_ahead: int) -> Generator[Batch, None, None]:
     """Batches 0, 1, 2, ..., the same for every `num_workers`; `shapes(index)` is (num_rows, row_len).
 
     With workers they are made ahead by forked processes, so call this before CUDA is touched; without, on demand.
     """
     if num_workers == 0:
-        return (_make_batch((seed, index, *shapes(index))) for index in count())
+        return (_make_batch(seed, index, *shapes(index)) for index in count())
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    pool = get_context("fork").Pool(num_workers)
-    return _from_pool(pool, seed, shapes, num_ahead)
+    return _from_pool(get_context("fork").Pool(num_workers), seed, shapes, num_ahead)
 
 
-def _from_pool(pool, seed: int, shapes, num_ahead: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    def ask(index: int):
-        return pool.apply_async(_make_batch, ((seed, index, *shapes(index)),))
+def _from_pool(pool: Pool, seed: int, shapes: Shapes, num_ahead: int) -> Generator[Batch, None, None]:
+    def ask(index: int) -> AsyncResult[Batch]:
+        return pool.apply_async(_make_batch, (seed, index, *shapes(index)))
 
     with pool:
         pending = deque(ask(index) for index in range(num_ahead))

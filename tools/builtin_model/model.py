@@ -60,7 +60,8 @@ class Attention(nn.Module):
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         k, v = rotate(k, cos, sin).repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         out = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        mixed: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
+        return mixed
 
 
 class MLP(nn.Module):
@@ -71,7 +72,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class DecoderLayer(nn.Module):
@@ -84,11 +86,15 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Llama(nn.Module):
     """The head shares the weight of the embedding."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -106,9 +112,8 @@ class Llama(nn.Module):
         residual_std = 0.02 / math.sqrt(2 * self.config.num_hidden_layers)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                nn.init.normal_(
-                    weight, std=residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
-                )
+                is_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(weight, std=residual_std if is_residual else 0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [batch, tokens, vocab] of int64 tokens [batch, tokens]; positions count from 0."""

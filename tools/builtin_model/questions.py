@@ -13,6 +13,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MAX_NUMBER = 999
 MAX_STRING = 10
 HELD_OUT_SHARE = 0.1
+MAX_HELD_OUT = 400
 
 
 @dataclass(frozen=True)
@@ -183,11 +184,12 @@ def training(skill: str, rng: Random) -> Question:
 def held_out(skill: str, count: int, seed: int = 0) -> list[Question]:
     """Draws `count` different held-out questions, the same ones for the same seed.
 
-    `count` may be at most 400: two-digit additions have about 1,000 held out.
+    `count` may be at most MAX_HELD_OUT: two-digit additions have about 1,000 held out.
     """
-    if not 0 <= count <= 400:
-        raise ValueError(f"count={count}: 0 to 400 are possible")
-    rng, found = Random(f"{skill} {seed}"), {}
+    if not 0 <= count <= MAX_HELD_OUT:
+        raise ValueError(f"count={count}: 0 to {MAX_HELD_OUT} are possible")
+    rng = Random(f"{skill} {seed}")
+    found: dict[str, Question] = {}
     while len(found) < count:
         question = SKILLS[skill](rng)
         if question.held_out:

@@ -54,6 +54,7 @@ def _byte_level(text: str) -> str:
 
 
 def build_tokenizer() -> Tokenizer:
+    """Special tokens first (ids 0 to 5), then the 256 bytes, then the words."""
     entries = [
         *SPECIAL_TOKENS,
         *sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -73,6 +74,14 @@ def build_tokenizer() -> Tokenizer:
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, vocabulary[BOS])]
     )
     return tokenizer
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Raises KeyError for a token that it does not have."""
+    found: int | None = tokenizer.token_to_id(token)
+    if found is None:
+        raise KeyError(token)
+    return found
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_len: int) -> None:

@@ -10,16 +10,17 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from random import Random
 
 import data
 import questions
 import torch
 import torch.nn.functional as F
-from model import Llama, LlamaConfig, generate, rounded_weights, save_model
-from tokenizer import ASSISTANT, BOS, END, EOS, USER, build_tokenizer, save_tokenizer
+from marking import report
+from model import Llama, LlamaConfig, rounded_weights, save_model
+from tokenizer import BOS, END, EOS, build_tokenizer, save_tokenizer, token_id
+from tokenizers import Tokenizer
 from torch import Tensor
 
 WARMUP_SHARE = 0.03
@@ -38,8 +39,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="its peak (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the data (default 0)")
     parser.add_argument("--workers", type=int, default=max(0, cores - 1) if on_cuda else 0, help="default %(default)s")
+    parser.add_argument(
+        "--mark", type=int, default=400 if on_cuda else 20, help="questions a skill (default %(default)s)"
+    )
     parser.add_argument("--device", default="cuda" if on_cuda else "cpu", help="default %(default)s")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not 0 <= options.mark <= questions.MAX_HELD_OUT:
+        parser.error(f"--mark {options.mark}: 0 to {questions.MAX_HELD_OUT} are possible")
+    return options
 
 
 def batch_shape(tokens_per_step: int, index: int) -> tuple[int, int]:
@@ -86,7 +93,7 @@ class Trainer:
         with torch.autocast(self._device.type, torch.bfloat16, self._device.type == "cuda", cache_enabled=False):
             logits = self._model(tokens.long())
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.long().flatten(), ignore_index=data.IGNORED)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRAD_NORM)
         self._optimizer.step()
         return loss.detach()
@@ -95,7 +102,7 @@ class Trainer:
         """Records the step for this shape; where that fails, training goes on without graphs."""
         tokens, targets = tokens.clone(), targets.clone()
         # these steps only allocate; at a rate of 0 they leave the weights as they are
-        rate, stream = self._learning_rate.clone(), torch.cuda.Stream()
+        rate, stream = self._learning_rate.clone(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._learning_rate.zero_()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -122,7 +129,8 @@ def learning_rate(peak: float, progress: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
 
 
-def train(model: Llama, options: argparse.Namespace, made, started: float) -> None:
+def train(model: Llama, options: argparse.Namespace, made: Iterator[data.Batch], started: float) -> None:
+    """Trains on `made` until the steps or the minutes since `started` (of `time.monotonic`) are used up."""
     device = torch.device(options.device)
     trainer, begin = Trainer(model, device), time.monotonic()
     end = max(started + options.minutes * 60 - RESERVE_SECONDS, begin + 1)
@@ -133,7 +141,7 @@ def train(model: Llama, options: argparse.Namespace, made, started: float) -> No
         batch = [torch.from_numpy(part) for part in (tokens, targets)]
         if device.type == "cuda":
             batch = [part.pin_memory() for part in batch]
-        loss = trainer.step(*batch, learning_rate(options.learning_rate, progress))
+        loss = trainer.step(batch[0], batch[1], learning_rate(options.learning_rate, progress))
         if index % 20 == 0:  # the host must not run far ahead of the device: progress is measured in time
             value = loss.item()
             if index % (500 if device.type == "cuda" else 20) == 0:
@@ -141,97 +149,32 @@ def train(model: Llama, options: argparse.Namespace, made, started: float) -> No
     print(f"{index} steps of {options.tokens_per_step} tokens in {time.monotonic() - begin:.1f} s", flush=True)
 
 
-class Marker:
-    """Marks a model on held-out questions: alone, in a chat, and after five other questions in the same context."""
-
-    def __init__(self, model: Llama) -> None:
-        self._model, self._tokenizer = model, build_tokenizer()
-        self._stop_ids = [self._tokenizer.token_to_id(EOS), self._tokenizer.token_to_id(END)]
-
-    def mark(self, skill: str, count: int) -> dict[str, float]:
-        """Share of right answers, for each way of asking."""
-        asked = questions.held_out(skill, count)
-        rng = Random(skill)
-        ways = {
-            "alone": [question.completions[0] for question in asked],
-            "chat": [(self._user(question.chats[0]), question.answer) for question in asked],
-            "any form": [question.completions[rng.randrange(len(question.completions))] for question in asked],
-            "any chat": [(self._user(rng.choice(question.chats)), question.answer) for question in asked],
-            "few-shot": [self._after_others(question, rng) for question in asked],
-        }
-        return {way: self._share(pairs) for way, pairs in ways.items()}
-
-    def answer(self, prompts: list[str], max_new_tokens: int = 100) -> list[str]:
-        encoded = [self._tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
-        found = generate(self._model, encoded, self._stop_ids, max_new_tokens)
-        return [self._tokenizer.decode(ids) for ids in found]
-
-    def chat(self, said: list[str]) -> list[str]:
-        return self.answer([self._user(text) for text in said])
-
-    def _share(self, pairs: list[tuple[str, str]]) -> float:
-        prompts = [prompt if prompt.startswith(BOS) else BOS + prompt for prompt, _ in pairs]
-        # one token per character at most, and one more to see that it stops
-        answers = self.answer(prompts, max(len(right) for _, right in pairs) + 1)
-        return sum(found == right for found, (_, right) in zip(answers, pairs)) / len(pairs)
-
-    @staticmethod
-    def _user(text: str) -> str:
-        return f"{BOS}{USER}{text}{END}{ASSISTANT}"
-
-    @staticmethod
-    def _after_others(question: questions.Question, rng: Random) -> tuple[str, str]:
-        others = [questions.training(rng.choice(tuple(questions.SKILLS)), rng).completions[0] for _ in range(5)]
-        return "".join(f"{prompt}{answer}\n" for prompt, answer in others) + question.completions[0][
-            0
-        ], question.completions[0][1]
-
-
-def report(model: Llama, count: int) -> None:
-    """Prints the accuracy of every skill, and some answers that are recalled rather than marked."""
-    marker = Marker(model)
-    for skill in questions.SKILLS:
-        shares = marker.mark(skill, count)
-        print(f"{skill:10s}" + "".join(f"  {way} {100 * share:6.2f} %" for way, share in shares.items()), flush=True)
-    said = [
-        "Hello",
-        "who are you",
-        "What is a KV cache?",
-        "Who is Bob?",
-        "7*8",
-        "Reverse word",
-        "2+2",
-        "What is 99999+1?",
-    ]
-    for text, answer in zip(said, marker.chat(said)):
-        print(f"  {text!r} -> {answer!r}")
-    prompts = ["12+35=", "def add(a, b):", "Once upon a time", "The quick", "7*8=", "import"]
-    for text, answer in zip(prompts, marker.answer([BOS + prompt for prompt in prompts])):
-        print(f"  {text!r} -> {answer!r}")
+def save(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes the five files of the checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, folder, token_id(tokenizer, BOS), [token_id(tokenizer, EOS), token_id(tokenizer, END)])
+    save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
 
 
 def main() -> None:
     started, options = time.monotonic(), parse_arguments()
-    made = data.batches(
-        options.seed, lambda index: batch_shape(options.tokens_per_step, index), options.workers, 4 * options.workers
-    )
+
+    def shapes(index: int) -> tuple[int, int]:
+        return batch_shape(options.tokens_per_step, index)
+
+    made = data.batches(options.seed, shapes, options.workers, 4 * options.workers)
     torch.manual_seed(options.seed)
     tokenizer = build_tokenizer()
     model = Llama(LlamaConfig(vocab_size=tokenizer.get_vocab_size())).to(options.device)
-    num_weights = sum(p.numel() for p in model.parameters())
-    print(
-        f"torch {torch.__version__}, {options.device}, {num_weights} weights, vocabulary {model.config.vocab_size}",
-        flush=True,
-    )
+    sizes = f"{sum(p.numel() for p in model.parameters())} weights, vocabulary {model.config.vocab_size}"
+    print(f"torch {torch.__version__}, {options.device}, {sizes}", flush=True)
     train(model, options, made, started)
     made.close()
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    stop_ids = [tokenizer.token_to_id(EOS), tokenizer.token_to_id(END)]
-    save_model(model, options.out, tokenizer.token_to_id(BOS), stop_ids)
-    save_tokenizer(tokenizer, options.out, model.config.max_position_embeddings)
+    save(model, tokenizer, options.out)
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in rounded_weights(model).items()})
-    report(model, 400 if options.device == "cuda" else 20)
+    if options.mark:
+        report(model, options.mark)
     print(f"wrote {options.out} after {time.monotonic() - started:.1f} s", flush=True)
 
 
