@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from runtime.bench.limits import decode_step_s, on_paper
+from runtime.bench.report import device_name
 from runtime.engine import Knobs
 from runtime.engine.model_runner import ModelRunner, Step
 from runtime.errors import ConfigError, did_you_mean
@@ -107,7 +109,7 @@ def run_once(llm: LLM, scenario: Scenario) -> float:
 
 
 def measure(model: str | None, scenario: Scenario, arguments: dict[str, Any], repeat: int = 3) -> dict[str, Any]:
-    """Time per output token, the median of `repeat` runs after one that warms up."""
+    """Time per output token in ms, the median of `repeat` runs after one that warms up; `limit` in ms."""
     with LLM(model, **_fit(scenario, arguments)) as llm:
         times = []
         for i in range(repeat + 1):
@@ -117,7 +119,12 @@ def measure(model: str | None, scenario: Scenario, arguments: dict[str, Any], re
                 times.append(tpot)
         device, dtype = llm.device, llm.dtype
     tpot = statistics.median(times)
-    return {"dtype": dtype, "tpot_ms": round(tpot * 1e3, 4), "tok_s": round(scenario.batch / tpot, 1), "on": device}
+    row = {"dtype": dtype, "tpot_ms": round(tpot * 1e3, 4), "tok_s": round(scenario.batch / tpot, 1), "on": device}
+    context = scenario.input_len + scenario.output_len / 2
+    limit = decode_step_s(on_paper(llm.config.model_dir), scenario.batch, context, device_name(device))
+    if limit is not None:
+        row |= {"limit": round(limit * 1e3, 4), "pct_of_limit": round(100 * limit / tpot, 1)}
+    return row
 
 
 def overhead(model: str | None, scenario: Scenario, arguments: dict[str, Any], num_steps: int = 1000) -> dict[str, Any]:

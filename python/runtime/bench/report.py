@@ -27,6 +27,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def device_name(device: str) -> str:
+    """Of "cpu" or "cuda"."""
     if device == "cuda":
         import torch
 
