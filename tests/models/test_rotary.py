@@ -82,7 +82,9 @@ def test_longest_context():
     [
         ({"rope_type": "spiral"}, "rope_type='spiral' is unknown; known: default, linear"),
         ({"rope_type": "linear"}, "rope_type=linear needs factor"),
-        ({"rope_type": "linear", "factor": -1}, "factor=-1: a positive number is needed"),
+        ({"rope_type": "linear", "factor": -1}, "factor=-1: a positive number up to 1e+12 is needed"),
+        ({"rope_type": "yarn", "rope_theta": 1}, "rope_theta=1: more than 1 is needed"),
+        ({"rope_type": ["linear"]}, "rope_type=['linear'] is unknown"),
         ({"rope_type": "default", "rope_theta": float("nan")}, "rope_theta=nan"),
         ({"rope_type": "default", "partial_rotary_factor": 2.0}, "partial_rotary_factor=2.0: at most 1"),
         ({"rope_type": "default", "partial_rotary_factor": 0.2}, "rotary part of head_dim, 3, is not even"),

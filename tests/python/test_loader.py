@@ -238,6 +238,60 @@ def test_config_that_is_no_json_object(folder, text):
     assert "config.json" in refusal(ModelFormatError, read_config, folder)
 
 
+ROPE = {
+    "rope_type": "yarn",
+    "factor": 2.0,
+    "original_max_position_embeddings": 16,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "long_factor": [1.0, 2.0],
+    "short_factor": [1.0, 2.0],
+    "mscale": 1.0,
+    "mscale_all_dim": 0.5,
+}
+JUNK = [
+    None,
+    0,
+    -1,
+    1,
+    2,
+    3,
+    7,
+    10**9,
+    10**30,
+    1.5,
+    -0.1,
+    float("nan"),
+    float("inf"),
+    1e-300,
+    1e300,
+    "x",
+    [],
+    [1],
+    {},
+    True,
+]
+
+
+def test_random_configs_load_or_are_refused(folder):
+    randomness, num_refused = random.Random(0), 0
+    for _ in range(400):
+        config = CONFIG | {"rms_norm_eps": 1e-5, "rope_theta": 1e4, "head_dim": 4, "hidden_act": "silu"}
+        config["rope_scaling"] = ROPE | {
+            "rope_type": randomness.choice(["linear", "dynamic", "yarn", "longrope", "llama3"])
+        }
+        for _ in range(randomness.randint(1, 3)):
+            entries = randomness.choice([config, config.get("rope_scaling") or config])
+            if isinstance(entries, dict):
+                entries[randomness.choice([name for name in entries if name != "model_type"])] = randomness.choice(JUNK)
+        (folder / "config.json").write_text(json.dumps(config))
+        try:
+            load(folder, device="meta", load_format="dummy")
+        except (ConfigError, ModelFormatError):
+            num_refused += 1
+    assert 200 < num_refused < 400
+
+
 def test_synonyms(folder):
     names = {"n_embed": 16, "n_head": 4, "n_layer": 2, "seq_length": 9, "layer_norm_epsilon": 1e-3}
     (folder / "config.json").write_text(json.dumps({"model_type": "bloom", "vocab_size": 11} | names))

@@ -65,19 +65,25 @@ _POSITIVE = (
     "attention_factor",
     "beta_fast",
     "beta_slow",
+    "mscale",
+    "mscale_all_dim",
 )
+_LARGEST = 1e12
 
 
 def _entry_problems(rope: RopeParameters) -> list[str]:
     kind = rope["rope_type"]
-    if kind not in _NEEDS:
+    if not isinstance(kind, str) or kind not in _NEEDS:
         return [f"rope_type={shorten(kind)} is unknown; known: {', '.join(_NEEDS)}"]
     problems = [f"rope_type={kind} needs {name}" for name in _NEEDS[kind] if rope.get(name) is None]
     problems += [
-        f"{name}={shorten(rope[name])}: a positive number is needed"
+        f"{name}={shorten(rope[name])}: a positive number up to {_LARGEST:g} is needed"
         for name in _POSITIVE
         if rope.get(name) is not None and not _is_positive(rope[name])
     ]
+    for name in ("rope_theta", "original_max_position_embeddings"):
+        if not problems and rope[name] <= 1:
+            problems.append(f"{name}={rope[name]}: more than 1 is needed")
     if not problems and rope["partial_rotary_factor"] > 1:
         problems.append(f"partial_rotary_factor={rope['partial_rotary_factor']}: at most 1")
     if not problems and kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
@@ -99,7 +105,7 @@ def _dimension_problems(rope: RopeParameters, head_dim: int) -> list[str]:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= _LARGEST
 
 
 def _are_positive(values: object, count: int) -> bool:
@@ -123,7 +129,9 @@ def rotary_tables(rope: RopeParameters, max_model_len: int, device: torch.device
     on how long its request became later.
     """
     inv_freq, scale = _FREQUENCIES[rope["rope_type"]](rope, max_model_len)
-    angles = torch.outer(torch.arange(max_model_len, dtype=torch.float32), inv_freq)
+    # on the CPU for every device, so that the bits are the same
+    host = torch.device("meta" if device.type == "meta" else "cpu")
+    angles = torch.outer(torch.arange(max_model_len, dtype=torch.float32, device=host), inv_freq.to(host))
     return (angles.cos() * scale).to(device), (angles.sin() * scale).to(device)
 
 
@@ -158,7 +166,7 @@ def _yarn_scale(rope: RopeParameters) -> float:
 
     if rope.get("attention_factor") is not None:
         return float(rope["attention_factor"])
-    if rope.get("mscale") and rope.get("mscale_all_dim"):
+    if rope.get("mscale") is not None and rope.get("mscale_all_dim") is not None:
         return scale(rope["mscale"]) / scale(rope["mscale_all_dim"])
     return scale(1.0)
 

@@ -30,7 +30,7 @@ LIMITS = {
     "head_dim": 2**12,
     "num_hidden_layers": 2**12,
     "vocab_size": 2**24,
-    "max_position_embeddings": 2**27,
+    "max_position_embeddings": 2**24,
 }
 FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 REQUIRED = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
