@@ -8,7 +8,7 @@ from runtime.kernels.rotary_kv_store import rotary_kv_store
 
 # tokens, q heads, kv heads, head_dim, rotary_dim, block_size
 SHAPES = [(1, 1, 1, 32, 32, 1), (5, 12, 3, 40, 40, 4), (3, 9, 9, 48, 20, 16)]
-GPU_SHAPES = [gpu(s) for s in [(256, 32, 8, 128, 128, 16), (8192, 32, 8, 128, 128, 16), (64, 16, 8, 96, 48, 32)]]
+GPU_SHAPES = [gpu(s) for s in [(256, 32, 8, 128, 128, 16), (2048, 32, 8, 128, 128, 16), (64, 16, 8, 96, 48, 32)]]
 
 
 def new_tokens(num_tokens, num_q_heads, num_kv_heads, head_dim, block_size, dtype, device):
