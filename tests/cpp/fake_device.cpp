@@ -66,8 +66,8 @@ FakeDevice::FakeDevice(const SchedulerConfig& config, std::int32_t num_blocks)
 
 std::vector<TokenId> FakeDevice::Execute(std::span<const std::int32_t> words) {
   CheckHeader(words);
-  ApplyFreedRows(words);
   ApplyNewRows(words);
+  ApplyFreedRows(words);  // the other order must do as well: no row is in both
   ApplyNewBlocks(words);
   const auto rows = Section(words, plan::kHeaderRows, plan::kRowWords);
   auto tokens = Section(words, plan::kHeaderTokens, 1);
