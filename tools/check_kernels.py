@@ -4,8 +4,9 @@
 
 The cases are in tests/kernels/compile_cases.py: each calls an op with empty host tensors, and what the launch would
 compile is compiled. Printed per kernel: registers and stack bytes of a thread, shared memory of a program. It fails
-when a kernel does not compile, spills registers (unless its case allows that), or takes more shared memory than a
-program may have. Binaries are kept in build/triton-cache.
+when a kernel does not compile, spills registers (unless its case allows that; 16 bytes pass for sm_80 and sm_100), or
+takes more shared memory than a program may have. Cases that may spill, which are rare variants, are compiled for sm_90 alone unless --arch says
+otherwise. Binaries are kept in build/triton-cache.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_MEMORY_KIB = {80: 163, 90: 227, 100: 227}  # of one program
+# ptxas may spill a register or two of a 250-register loop to fit one more program: only where speed is measured is
+# that a failure
+STACK_BYTES = {80: 16, 90: 0, 100: 16}
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def check_case(arch: int, index: int) -> tuple[list[str], list[str]]:
             f"sm_{arch:<4} {case.name:44} {usage.kernel:36} {usage.registers:4} {usage.stack_bytes:6} "
             f"{usage.shared_bytes / 1024:8.1f}"
         )
-        if usage.stack_bytes and not case.may_spill:
+        if usage.stack_bytes > STACK_BYTES[arch] and not case.may_spill:
             failures.append(f"{label}: {usage.kernel} spills {usage.stack_bytes} bytes a thread")
         if usage.shared_bytes > SHARED_MEMORY_KIB[arch] * 1024:
             failures.append(
@@ -164,8 +168,12 @@ def main() -> int:
     os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton-cache"))
     make_importable()
     cases = importlib.import_module("compile_cases").CASES
-    chosen = [i for i, case in enumerate(cases) if args.case in case.name]
-    tasks = [(arch, i) for i in chosen for arch in args.arch or SHARED_MEMORY_KIB]
+    tasks = [
+        (arch, i)
+        for i, case in enumerate(cases)
+        if args.case in case.name
+        for arch in args.arch or ([90] if case.may_spill else SHARED_MEMORY_KIB)
+    ]
     print(f"{'target':7} {'case':44} {'kernel':36} {'regs':>4} {'stack':>6} {'shared KiB':>8}")
     failures: list[str] = []
     with ProcessPoolExecutor(args.jobs, get_context("spawn"), initializer=start_worker) as pool:
