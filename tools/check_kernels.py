@@ -5,8 +5,8 @@
 The cases are in tests/kernels/compile_cases.py: each calls an op with empty host tensors, and what the launch would
 compile is compiled. Printed per kernel: registers and stack bytes of a thread, shared memory of a program. It fails
 when a kernel does not compile, spills registers (unless its case allows that; 16 bytes pass for sm_80 and sm_100), or
-takes more shared memory than a program may have. Cases that may spill, which are rare variants, are compiled for sm_90 alone unless --arch says
-otherwise. Binaries are kept in build/triton-cache.
+takes more shared memory than a program may have. Cases that may spill, which are rare variants, are compiled for sm_90
+alone unless --arch says otherwise. Binaries are kept in build/triton-cache.
 """
 
 from __future__ import annotations
