@@ -1,0 +1,94 @@
+#include <algorithm>
+#include <string>
+
+#include "runtime/simulation.h"
+#include "runtime/step_plan.h"
+#include "simulation/text.h"
+
+namespace runtime::simulation {
+namespace {
+
+using Bucket = StepTimeModel::Bucket;
+
+constexpr std::int64_t kTile = StepFeatures::kTileLen;
+
+std::int64_t Tiles(std::int64_t num_tokens) { return (num_tokens + kTile - 1) / kTile; }
+
+// Tiles at or under the diagonal, for queries [start, start + count) over context from 0.
+std::int64_t PrefillTiles(std::int64_t start, std::int64_t count) {
+  std::int64_t total = 0;
+  for (std::int64_t end = std::min(kTile, count);; end = std::min(end + kTile, count)) {
+    total += Tiles(start + end);
+    if (end == count) return total;
+  }
+}
+
+double Between(double low, double high, double share) { return low + (high - low) * share; }
+
+// Between two buckets, or beyond them, in proportion to the tokens.
+Bucket Interpolate(const Bucket& low, const Bucket& high, std::int32_t num_tokens) {
+  const double share = static_cast<double>(num_tokens - low.num_tokens) /
+                       static_cast<double>(high.num_tokens - low.num_tokens);
+  return {num_tokens, Between(low.launch_s, high.launch_s, share),
+          Between(low.gemm_s, high.gemm_s, share),
+          Between(low.collective_s, high.collective_s, share)};
+}
+
+}  // namespace
+
+StepFeatures FeaturesOf(std::span<const std::int32_t> plan) {
+  StepFeatures features;
+  features.num_rows = plan[step_plan::kHeaderNumRows];
+  features.num_decode_rows = plan[step_plan::kHeaderNumDecodeRows];
+  features.num_tokens = plan[step_plan::kHeaderNumTokens];
+  const std::int32_t* row = &plan[static_cast<std::size_t>(plan[step_plan::kHeaderRows])];
+  for (std::int32_t i = 0; i < features.num_rows; ++i, row += step_plan::kRowWords) {
+    if (i < features.num_decode_rows) {
+      features.num_decode_tiles += Tiles(row[1] + 1);
+    } else {
+      features.num_prefill_tiles += PrefillTiles(row[1], row[2]);
+    }
+  }
+  return features;
+}
+
+StepTime StepTimeModel::Of(const StepFeatures& features) const {
+  const std::int32_t tokens = features.num_tokens;
+  const auto above = std::ranges::lower_bound(buckets, tokens, {}, &Bucket::num_tokens);
+  const bool is_graph =
+      features.num_decode_rows == features.num_rows && features.num_rows <= max_graph_rows;
+  Bucket bucket;
+  if (buckets.size() == 1 || above == buckets.begin() || (is_graph && above != buckets.end())) {
+    bucket = above == buckets.end() ? buckets.back() : *above;
+  } else {
+    const auto high = std::min(above, buckets.end() - 1);
+    bucket = Interpolate(*(high - 1), *high, tokens);
+  }
+  const double attention = decode_tile_s * static_cast<double>(features.num_decode_tiles) +
+                           prefill_tile_s * static_cast<double>(features.num_prefill_tiles);
+  return {bucket.launch_s, bucket.gemm_s, attention, bucket.collective_s,
+          host_s + row_s * features.num_rows};
+}
+
+void StepTimeModel::Validate() const {
+  RequireSetting(!buckets.empty(), "number of buckets of the step-time model", buckets.size(),
+                 "at least 1");
+  const auto require_seconds = [](const char* name, double value) {
+    RequireSetting(value >= 0.0 && value < kInfinity, name, value, "at least 0 seconds");
+  };
+  std::int32_t last = 0;
+  for (const Bucket& bucket : buckets) {
+    RequireSetting(bucket.num_tokens > last, "num_tokens of a bucket", bucket.num_tokens,
+                   "above " + Text(last) + ", that of the one before");
+    last = bucket.num_tokens;
+    require_seconds("launch_s of a bucket", bucket.launch_s);
+    require_seconds("gemm_s of a bucket", bucket.gemm_s);
+    require_seconds("collective_s of a bucket", bucket.collective_s);
+  }
+  require_seconds("decode_tile_s", decode_tile_s);
+  require_seconds("prefill_tile_s", prefill_tile_s);
+  require_seconds("host_s", host_s);
+  require_seconds("row_s", row_s);
+}
+
+}  // namespace runtime::simulation
