@@ -112,8 +112,11 @@ void Replica::Submit(const SimulatedRequest& request, std::int64_t number) {
   if (request.max_tokens > 0) {
     numbers.max_tokens = std::min(request.max_tokens, config_.max_len() - request.prompt_len);
   }
+  SubmitOptions options;
+  options.priority = request.priority;
+  options.tenant = Text(request.tenant);
   scheduler_.Submit(num_submitted_++ << 32 | static_cast<std::int64_t>(slot),
-                    prompts_.Write(request, number), RequestParams(numbers));
+                    prompts_.Write(request, number), RequestParams(numbers), std::move(options));
   free_slots_.pop_back();
   live_[slot] = {number, request.arrival_ns, 0, 0, 0};
   RequestRecord& record = records_[static_cast<std::size_t>(number)];
@@ -130,6 +133,7 @@ void Replica::Submit(const SimulatedRequest& request, std::int64_t number) {
 // Plans until the pipeline is full or nothing can run.
 void Replica::Plan() {
   has_news_ = false;
+  scheduler_.SetTime(now_ns_ / 1000);
   while (CanPlan()) {
     const std::int32_t buffer = scheduler_.Schedule();
     if (buffer < 0) break;
