@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from runtime import LLM, RequestOutput, SamplingParams
+from runtime import LLM, RequestHandle, RequestOutput, SamplingParams
 from runtime.errors import (
     CapacityError,
     ConfigError,
@@ -197,12 +197,12 @@ def test_a_streamed_stop_string_never_shows(llm):
 
 def test_a_stop_token_ends_the_output(llm):
     whole = stop_text(llm)
-    token = whole.token_ids[9]
+    token = next(one for one in whole.token_ids[6:] if llm.tokenizer.decode([one]).strip())
     first = whole.token_ids.index(token)
     cut = stop_text(llm, stop_token_ids=[token])
     assert cut.token_ids == whole.token_ids[: first + 1]
     assert (cut.finish_reason, cut.stop_reason) == ("stop", token)
-    assert cut.text == llm.tokenizer.decode(cut.token_ids[:-1])
+    assert cut.text == llm.tokenizer.decode(cut.token_ids[:-1]) != llm.tokenizer.decode(cut.token_ids)
     shown = stop_text(llm, stop_token_ids=[token], include_stop_str_in_output=True)
     assert shown.text == llm.tokenizer.decode(cut.token_ids)
     assert len(stop_text(llm, stop_token_ids=[token], min_tokens=first + 2).token_ids) > first + 1
@@ -257,6 +257,12 @@ def test_abort_of_a_request_that_waits(tiny_llama):
             handle.abort()
         assert all(out.finish_reason == "abort" for handle in handles for out in handle.result(10).outputs)
         wait_until_idle(llm)
+        running, waiting = llm.submit("the", params), llm.submit("fox", params)
+        next(iter(running))
+        waiting.abort()
+        assert waiting.result(10).outputs[0].finish_reason == "abort"
+        assert not running.done
+        running.abort()
 
 
 def test_abort_reaches_completions_that_wait_for_the_first(tiny_llama):
@@ -267,6 +273,20 @@ def test_abort_reaches_completions_that_wait_for_the_first(tiny_llama):
             handle.abort()
             assert [out.finish_reason for out in handle.result(10).outputs] == ["abort"] * 6
         wait_until_idle(llm)
+
+
+def test_abort_while_completions_are_being_submitted(llm, monkeypatch):
+    take = RequestHandle.take_deferred
+
+    def take_and_abort(handle):
+        taken = take(handle)
+        if taken and threading.current_thread() is not threading.main_thread():
+            handle.abort()
+        return taken
+
+    monkeypatch.setattr(RequestHandle, "take_deferred", take_and_abort)
+    handle = llm.submit([5] * 60, SamplingParams(n=3, max_tokens=100, ignore_eos=True))
+    assert [out.finish_reason for out in handle.result(10).outputs] == ["abort"] * 3
 
 
 def test_submitting_while_closing_never_hangs(tiny_llama):

@@ -74,7 +74,6 @@ class Engine:
         self._started = threading.Event()
         self._closing = threading.Event()
         self._busy_since: float | None = None
-        self._has_aborts = False  # requests may have ended while they waited
         self._thread = threading.Thread(target=self._main, name="runtime-engine", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -187,7 +186,7 @@ class Engine:
             except Exception:
                 self._outputs.discard(completion)
                 for submitted in completions[:i]:
-                    self._abort_request(submitted.request_id)
+                    self._scheduler.abort(submitted.request_id)
                 raise
 
     def _submit_deferred(self, first: Completion) -> None:
@@ -208,11 +207,7 @@ class Engine:
             completion.close()
         for completion in handle.completions:
             if not completion.closed and self._error is None:
-                self._abort_request(completion.request_id)
-
-    def _abort_request(self, request_id: int) -> None:
-        self._scheduler.abort(request_id)
-        self._has_aborts = True  # after the call: whoever reads it finds the request in the inbox
+                self._scheduler.abort(completion.request_id)
 
     def _require_alive(self) -> None:
         if self._error is not None:
@@ -257,7 +252,7 @@ class Engine:
             knobs.runner_class, num_plan_buffers=steps + 1, plan_capacity=self._scheduler.plan_capacity
         )
         self._scheduler.attach_plan_buffers(self._runner.plan_buffers)
-        self._outputs = OutputProcessor(self._scheduler.stop, self._abort_request, self._submit_deferred)
+        self._outputs = OutputProcessor(self._scheduler.stop, self._scheduler.abort, self._submit_deferred)
         self._runner.capture()
         logger.info("ready in %.1f s", time.perf_counter() - begin)
 
@@ -274,13 +269,10 @@ class Engine:
         while not self._closing.is_set() and self._error is None:
             if self._commands:
                 self._run_commands()
-            ended_waiting, self._has_aborts = self._has_aborts, False
             self._launch(in_flight)
             if retired is not None:
                 self._outputs.process(*retired)
                 retired = None
-            if ended_waiting or not in_flight:
-                self._outputs.process(self._scheduler.take_events(), None)
             if in_flight:
                 step = in_flight.popleft()
                 retired = (self._retire(step), step)
@@ -288,6 +280,7 @@ class Engine:
                     self._outputs.process(*retired)
                     retired = None
             else:
+                self._outputs.process(self._scheduler.take_events(), None)
                 self._busy_since = None
                 self._scheduler.wait(_IDLE_WAIT_S)
         for step in in_flight:  # it still writes what is freed next
