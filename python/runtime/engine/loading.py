@@ -79,8 +79,8 @@ def load_model(config: EngineConfig, device: str) -> LoadedModel:
     """
     model_class = model_class_of(config.model_dir)
     max_num_batched_tokens = config.resolve_num_batched_tokens(device)
-    sized = _sized(model_class, config, max_num_batched_tokens)
     tokenizer = None if config.skip_tokenizer_init else Tokenizer(config.tokenizer_dir)
+    sized = _sized(model_class, config, tokenizer, max_num_batched_tokens)
     model = sized(
         0,
         1,
@@ -95,16 +95,21 @@ def load_model(config: EngineConfig, device: str) -> LoadedModel:
         deterministic=config.deterministic,
         seed=config.seed,
     )
-    if tokenizer is not None:
-        tokenizer.check_vocab_size(model.vocab_size)
     eos_token_ids = [i for i in read_eos_token_ids(config.model_dir) if i < model.vocab_size]
     return LoadedModel(config, model, tokenizer, eos_token_ids, max_num_batched_tokens)
 
 
-def _sized(model_class: type[TpPartBaseModel], config: EngineConfig, max_num_batched_tokens: int) -> type[Any]:
-    """The class with one hook more: its KV cache takes what the weights, once loaded, have left."""
+def _sized(
+    model_class: type[TpPartBaseModel], config: EngineConfig, tokenizer: Tokenizer | None, max_num_batched_tokens: int
+) -> type[Any]:
+    """The class with two hooks more: it must fit the tokenizer, and its KV cache takes what the weights have left."""
 
     class Sized(model_class):  # type: ignore[misc, valid-type]
+        def _verify_params(self) -> None:
+            super()._verify_params()
+            if tokenizer is not None:
+                tokenizer.check_vocab_size(self.config["vocab_size"])
+
         def _init_mem_manager(self) -> None:
             num_blocks = _choose_num_blocks(self, config, max_num_batched_tokens)
             self.max_model_len = _fit_max_model_len(self, config, num_blocks)
