@@ -8,6 +8,7 @@ void BindErrors();
 void BindKvCache(pybind11::module_& m);
 void BindRequestParams(pybind11::module_& m);
 void BindScheduler(pybind11::module_& m);
+void BindSimulation(pybind11::module_& m);
 void BindStepPlan(pybind11::module_& m);
 
 }  // namespace runtime::bindings

@@ -8,15 +8,28 @@ import collections.abc
 import typing
 
 import numpy
+import numpy.dtypes
 import numpy.typing
 
 __all__: list[str] = [
     "BlockAllocator",
+    "FleetConfig",
+    "Lengths",
+    "ReplicaConfig",
     "RequestParams",
     "Scheduler",
     "SchedulerConfig",
     "SchedulerStats",
+    "SharedPrefixes",
+    "SimulationResult",
+    "StepFeatures",
     "StepResult",
+    "StepTimeModel",
+    "Workload",
+    "simulate",
+    "simulate_fleet",
+    "simulated_request",
+    "step_features",
     "step_plan",
 ]
 
@@ -258,6 +271,195 @@ class Scheduler:
         int32 words that one plan buffer needs.
         """
 
+class StepFeatures:
+    """
+    What a step does, as far as its time depends on it.
+    """
+
+    TILE_LEN: typing.ClassVar[int] = 128
+    def __init__(
+        self,
+        num_rows: typing.SupportsInt | typing.SupportsIndex,
+        num_decode_rows: typing.SupportsInt | typing.SupportsIndex,
+        num_tokens: typing.SupportsInt | typing.SupportsIndex,
+        num_decode_tiles: typing.SupportsInt | typing.SupportsIndex,
+        num_prefill_tiles: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    @property
+    def num_decode_rows(self) -> int: ...
+    @property
+    def num_decode_tiles(self) -> int:
+        """
+        tiles of TILE_LEN tokens of context by one query
+        """
+    @property
+    def num_prefill_tiles(self) -> int:
+        """
+        tiles of TILE_LEN tokens of context by TILE_LEN queries
+        """
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+
+class StepTimeModel:
+    """
+    Seconds of a step: t0(bucket) + gemm(bucket) + attention(sum of tiles) + collectives(bucket) + host. Raises ConfigError.
+    """
+    def __init__(
+        self,
+        *,
+        buckets: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsFloat | typing.SupportsIndex,
+                typing.SupportsFloat | typing.SupportsIndex,
+                typing.SupportsFloat | typing.SupportsIndex,
+            ]
+        ],
+        max_graph_rows: typing.SupportsInt | typing.SupportsIndex = 0,
+        decode_tile_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        prefill_tile_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        host_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        row_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+    ) -> None: ...
+    def seconds(self, features: StepFeatures) -> float: ...
+
+class Lengths:
+    """
+    A distribution of lengths in tokens.
+    """
+    def __init__(
+        self,
+        kind: str,
+        a: typing.SupportsFloat | typing.SupportsIndex,
+        b: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+    ) -> None:
+        """
+        fixed(length), uniform(least, largest), lognormal(mu, sigma), exponential(mean)
+        """
+    @property
+    def mean(self) -> float: ...
+
+class SharedPrefixes:
+    """
+    A forest of prefixes that prompts share.
+    """
+    def __init__(
+        self,
+        num_trees: typing.SupportsInt | typing.SupportsIndex = 0,
+        *,
+        branching: typing.SupportsInt | typing.SupportsIndex = 1,
+        depth: typing.SupportsInt | typing.SupportsIndex = 1,
+        segment_len: typing.SupportsInt | typing.SupportsIndex = 0,
+        prompt_share: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        request_share: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+    ) -> None: ...
+
+class Workload:
+    """
+    Requests made up from distributions; a function of its seed. Raises ConfigError.
+    """
+    def __init__(
+        self,
+        prompt: Lengths,
+        output: Lengths,
+        *,
+        num_requests: typing.SupportsInt | typing.SupportsIndex,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        rate: typing.SupportsFloat | typing.SupportsIndex,
+        cv: typing.SupportsFloat | typing.SupportsIndex,
+        concurrency: typing.SupportsInt | typing.SupportsIndex,
+        queue_depth: typing.SupportsInt | typing.SupportsIndex,
+        max_tokens: typing.SupportsInt | typing.SupportsIndex,
+        prefixes: SharedPrefixes,
+    ) -> None: ...
+    @property
+    def num_requests(self) -> int: ...
+
+class SimulationResult:
+    """
+    What a simulation saw.
+    """
+    def summary(
+        self,
+        *,
+        ttft_s: typing.SupportsFloat | typing.SupportsIndex = ...,
+        tpot_s: typing.SupportsFloat | typing.SupportsIndex = ...,
+        e2e_s: typing.SupportsFloat | typing.SupportsIndex = ...,
+        gap_s: typing.SupportsFloat | typing.SupportsIndex = ...,
+    ) -> dict[str, typing.Any]:
+        """
+        Percentiles and rates; goodput counts requests that meet every limit.
+        """
+    @property
+    def busy_share(self) -> float: ...
+    @property
+    def cached_share(self) -> float: ...
+    @property
+    def duration_s(self) -> float: ...
+    @property
+    def held_share(self) -> float:
+        """
+        of the blocks, by requests, mean over time
+        """
+    @property
+    def held_share_queued(self) -> float:
+        """
+        the same while requests waited
+        """
+    @property
+    def num_scheduled_tokens(self) -> int: ...
+    @property
+    def num_wasted_tokens(self) -> int: ...
+    @property
+    def requests(self) -> numpy.ndarray:
+        """
+        structured array, one record for each request by arrival
+        """
+    @property
+    def step_seconds(self) -> float: ...
+    @property
+    def timeline(self) -> numpy.ndarray:
+        """
+        structured array, at most 4096 points
+        """
+    @property
+    def totals(self) -> SchedulerStats:
+        """
+        sums over replicas
+        """
+
+class ReplicaConfig:
+    """
+    A scheduler, its pool and its step times.
+    """
+    def __init__(
+        self,
+        scheduler: SchedulerConfig,
+        num_blocks: typing.SupportsInt | typing.SupportsIndex,
+        step_time: StepTimeModel,
+    ) -> None: ...
+    @property
+    def max_len(self) -> int:
+        """
+        tokens that a prompt and its output may have together
+        """
+
+class FleetConfig:
+    """
+    Replicas behind a router.
+    """
+    def __init__(
+        self,
+        replica: ReplicaConfig,
+        *,
+        num_replicas: typing.SupportsInt | typing.SupportsIndex,
+        router: str,
+        report_interval_s: typing.SupportsFloat | typing.SupportsIndex,
+        num_threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+
 class step_plan:
     """
     Layout of a StepPlan, in int32 words.
@@ -319,4 +521,26 @@ class step_plan:
     STEP_GREEDY_ONLY: typing.ClassVar[int] = 1
     VERSION: typing.ClassVar[int] = 1
 
+@typing.overload
+def simulate(config: ReplicaConfig, workload: Workload) -> SimulationResult:
+    """
+    One replica; without the GIL.
+    """
+
+@typing.overload
+def simulate(config: ReplicaConfig, trace: numpy.ndarray) -> SimulationResult:
+    """
+    trace: array of dtype simulated_request.
+    """
+
+@typing.overload
+def simulate_fleet(config: FleetConfig, workload: Workload) -> SimulationResult: ...
+@typing.overload
+def simulate_fleet(config: FleetConfig, trace: numpy.ndarray) -> SimulationResult: ...
+def step_features(plan: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]) -> StepFeatures:
+    """
+    Of a plan that a Scheduler wrote, int32 words.
+    """
+
 __version__: str = "0.1.0"
+simulated_request: numpy.dtypes.VoidDType

@@ -26,6 +26,7 @@ VERBS = {
     "inspect": "describe a model folder and check it",
     "doctor": "check this machine",
     "bench": "measure latency, or the scheduler",
+    "simulate": "serve made-up requests in virtual time",
     "version": "print versions",
 }
 

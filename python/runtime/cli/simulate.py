@@ -1,0 +1,210 @@
+"""Simulate serving: the real scheduler under a virtual clock, on a modelled device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from runtime.simulation import Report, Settings, Slo, StepTimes, Workload
+    from runtime.simulation.run import Trace
+
+_DEVICE_FLAGS = ("bandwidth", "flops", "link", "memory", "utilization", "launch_s", "host_s")
+_WORKLOAD_FLAGS = {
+    "rate": (float, "requests a second; inf: all at once; default: the workload's own"),
+    "cv": (float, "coefficient of variation of the gaps between arrivals; 1: Poisson"),
+    "num_requests": (int, "requests in all; default: 1000"),
+    "concurrency": (int, "closed loop: requests alive at any time"),
+    "queue_depth": (int, "closed loop: requests waiting at any time"),
+    "max_tokens": (int, "what each request asks for; 0: up to the model's length"),
+    "num_trees": (int, "trees of shared prefixes"),
+    "branching": (int, "children of each node of a prefix tree"),
+    "depth": (int, "levels of a prefix tree"),
+    "segment_len": (int, "tokens of each level of a prefix tree"),
+    "prompt_share": (float, "share of each prompt that is shared prefix, instead of segments"),
+    "seed": (int, "the same seed draws the same requests"),
+}
+_SETTING_FLAGS = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "max_model_len",
+    "num_steps_in_flight",
+    "num_replicas",
+    "report_interval_s",
+    "num_threads",
+)
+_SLO_FLAGS = {
+    "ttft_ms": "to the first token",
+    "tpot_ms": "for each further token",
+    "e2e_ms": "in all",
+    "gap_ms": "between two tokens",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_device_arguments(parser.add_argument_group("step times"))
+    workload = parser.add_argument_group("workload")
+    workload.add_argument("--workload", default="azure-conversation", metavar="NAME", help="see docs/simulation.md")
+    workload.add_argument("--trace", metavar="FILE", help="requests from a .csv or .jsonl file instead")
+    for name, (kind, text) in _WORKLOAD_FLAGS.items():
+        workload.add_argument(_flag(name), type=kind, help=text)
+    _add_engine_arguments(parser.add_argument_group("engine"))
+    slo = parser.add_argument_group("service level")
+    for name, text in _SLO_FLAGS.items():
+        slo.add_argument(_flag(f"slo_{name}"), type=float, default=math.inf, help=f"most milliseconds {text}")
+    slo.add_argument("--find-capacity", action="store_true", help="the highest rate that meets the limits")
+    slo.add_argument("--slo-share", type=float, default=0.99, help="of the requests that must meet them")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", help="figures as one JSON object; -: standard output")
+    output.add_argument("--csv", metavar="FILE", help="one line for each request")
+    output.add_argument("--plot", metavar="FILE", help="a picture; needs matplotlib")
+
+
+def run(args: argparse.Namespace) -> int:
+    from runtime.simulation import find_capacity, simulate
+
+    times, slo = _step_times(args), _slo(args)
+    settings = _settings(args, times)
+    workload = _requests(args, settings)
+    if not args.find_capacity:
+        report = simulate(workload, settings, slo)
+        return _write(args, report, _scenario(args, times) | report.figures)
+    if args.trace:
+        raise ConfigError("--find-capacity changes the rate, which a trace does not have", hint="give --workload NAME")
+    capacity = find_capacity(workload, settings, slo, share=args.slo_share)  # type: ignore[arg-type]
+    found = {"capacity_per_s": capacity.rate, "tried": capacity.tried}
+    return _write(args, capacity.report, _scenario(args, times) | found | capacity.report.figures)
+
+
+def _add_device_arguments(group: argparse._ArgumentGroup) -> None:
+    from runtime.simulation import Device
+
+    group.add_argument("--config", metavar="DIR", help="folder with config.json: a roofline of this model")
+    group.add_argument("--calibration", metavar="FILE", help="a calibration file")
+    group.add_argument("--calibrate", metavar="FILE", help="fit to a recorded run: JSON lines of steps")
+    group.add_argument("--save-calibration", metavar="FILE", help="write the step times that are used")
+    group.add_argument("--tp", type=int, default=1, help="devices that share the model")
+    device = Device()
+    for name in _DEVICE_FLAGS:
+        group.add_argument(_flag(name), type=float, default=getattr(device, name), help="of the device; see Device")
+
+
+def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
+    from runtime.simulation import Settings, StepTimes
+    from runtime.simulation.run import ROUTERS
+
+    defaults = Settings(step_times=StepTimes(buckets=()))
+    for name in _SETTING_FLAGS:
+        value = getattr(defaults, name)
+        group.add_argument(_flag(name), type=type(value), default=value, help="see Settings")
+    group.add_argument("--kv-tokens", type=int, help="tokens that the KV pool of a replica holds")
+    group.add_argument("--num-blocks", type=int, help="the same in blocks")
+    group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help=" ")
+    group.add_argument("--router", choices=ROUTERS, default=defaults.router, help="of a fleet")
+
+
+def _step_times(args: argparse.Namespace) -> StepTimes:
+    from runtime.simulation import Device, calibrate, load_calibration, roofline
+
+    sources = [name for name in ("config", "calibration", "calibrate") if getattr(args, name)]
+    if len(sources) != 1:
+        raise ConfigError(
+            f"{len(sources)} sources of step times: exactly one is needed",
+            hint="give --config DIR, --calibration FILE or --calibrate FILE",
+        )
+    if args.calibration:
+        times = load_calibration(args.calibration)
+    elif args.calibrate:
+        times = calibrate(args.calibrate)
+    else:
+        device = Device(**{name: getattr(args, name) for name in _DEVICE_FLAGS})
+        times = roofline(args.config, device, tp=args.tp, max_num_seqs=args.max_num_seqs)
+    if args.save_calibration:
+        times.save(args.save_calibration)
+    return times
+
+
+def _settings(args: argparse.Namespace, times: StepTimes) -> Settings:
+    from runtime.simulation import Settings
+
+    if args.kv_tokens is not None and args.num_blocks is not None:
+        raise ConfigError("--kv-tokens and --num-blocks both size the KV pool: give one of them")
+    num_blocks = args.num_blocks if args.kv_tokens is None else args.kv_tokens // max(args.block_size, 1)
+    return Settings(
+        step_times=times,
+        num_blocks=num_blocks,
+        enable_prefix_caching=args.enable_prefix_caching,
+        router=args.router,
+        **{name: getattr(args, name) for name in _SETTING_FLAGS},
+    )
+
+
+def _slo(args: argparse.Namespace) -> Slo:
+    from runtime.simulation import Slo
+
+    return Slo(**{name: getattr(args, f"slo_{name}") for name in _SLO_FLAGS})
+
+
+def _requests(args: argparse.Namespace, settings: Settings) -> Workload | Trace:
+    from runtime.simulation import read_trace
+    from runtime.simulation.workloads import with_changes, workload_named
+
+    given = {name: getattr(args, name) for name in _WORKLOAD_FLAGS}
+    if not args.trace:
+        return with_changes(workload_named(args.workload), **_without_rate_if_closed(given))
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{_flag(name)} describes made-up requests: a trace has its own")
+    return read_trace(args.trace, max_len=settings.replica().max_len)
+
+
+def _without_rate_if_closed(given: dict[str, Any]) -> dict[str, Any]:
+    closed = [name for name in ("concurrency", "queue_depth") if given[name]]
+    if closed and given["rate"] is not None:
+        raise ConfigError(f"--rate and {_flag(closed[0])}: arrivals are an open loop or a closed one")
+    return given
+
+
+def _scenario(args: argparse.Namespace, times: StepTimes) -> dict[str, Any]:
+    """What was simulated, as far as it was chosen."""
+    names = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "num_replicas", "router", *_WORKLOAD_FLAGS)
+    chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    source = Path(args.trace).name if args.trace else args.workload
+    return {"engine": "simulated", "scenario": source, "step_times": times.source, **chosen}
+
+
+def _write(args: argparse.Namespace, report: Report, figures: dict[str, Any]) -> int:
+    # JSON has no infinity
+    text = json.dumps({k: str(v) if v in (math.inf, -math.inf) else v for k, v in figures.items()})
+    if args.json == "-":
+        print(text)
+    else:
+        print(_table(figures))
+    if args.json not in (None, "-"):
+        Path(args.json).write_text(text + "\n", encoding="utf-8")
+    if args.csv:
+        report.write_csv(args.csv)
+    if args.plot:
+        report.plot(args.plot)
+    return 0
+
+
+def _table(figures: dict[str, Any]) -> str:
+    width = max(map(len, figures))
+    return "\n".join(f"{name:{width}}  {_text(value)}" for name, value in figures.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {_text(item)}" for name, item in value.items()) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

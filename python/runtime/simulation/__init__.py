@@ -1,0 +1,32 @@
+"""The compiled scheduler under a virtual clock: workloads, step times, fleets, and what they would see."""
+
+from runtime.simulation.calibration import StepLog, calibrate, fit_step_times, nnls
+from runtime.simulation.capacity import Capacity, find_capacity
+from runtime.simulation.roofline import Device, ModelShape, kv_tokens, roofline
+from runtime.simulation.run import Report, Settings, Slo, simulate
+from runtime.simulation.step_times import CALIBRATION_VERSION, StepTimes, load_calibration
+from runtime.simulation.traces import read_trace
+from runtime.simulation.workloads import WORKLOADS, Workload
+
+__all__ = [
+    "CALIBRATION_VERSION",
+    "WORKLOADS",
+    "Capacity",
+    "Device",
+    "ModelShape",
+    "Report",
+    "Settings",
+    "Slo",
+    "StepLog",
+    "StepTimes",
+    "Workload",
+    "calibrate",
+    "find_capacity",
+    "fit_step_times",
+    "kv_tokens",
+    "load_calibration",
+    "nnls",
+    "read_trace",
+    "roofline",
+    "simulate",
+]

@@ -1,0 +1,349 @@
+"""Simulated serving: step times, traces, reports, the search for capacity, and the verb."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import _core
+from runtime.cli.main import main
+from runtime.errors import ConfigError
+from runtime.simulation import (
+    WORKLOADS,
+    Device,
+    Settings,
+    Slo,
+    StepLog,
+    StepTimes,
+    Workload,
+    calibrate,
+    find_capacity,
+    fit_step_times,
+    load_calibration,
+    nnls,
+    read_trace,
+    roofline,
+    simulate,
+)
+
+LLAMA_8B = Path(__file__).parents[2] / "docs" / "benchmarks" / "configs" / "llama-3.1-8b"
+QWEN_06B = LLAMA_8B.with_name("qwen3-0.6b")
+MILLISECOND = StepTimes(buckets=((1, 0.001, 0.0, 0.0),), source="one millisecond")
+
+
+def settings(**changes):
+    return Settings(
+        **{"step_times": MILLISECOND, "num_blocks": 4096, "max_num_seqs": 16, "num_steps_in_flight": 1, **changes}
+    )
+
+
+def decode_s(times, batch, context):
+    tiles = batch * -(-context // _core.StepFeatures.TILE_LEN)
+    return times.model().seconds(_core.StepFeatures(batch, batch, batch, tiles, 0))
+
+
+def refusal(call, *args, **options):
+    with pytest.raises(ConfigError) as refused:
+        call(*args, **options)
+    return str(refused.value)
+
+
+class TestRoofline:
+    # milliseconds: bytes and operations of the published shapes at 4.3 TB/s and 788 TFLOP/s
+    @pytest.mark.parametrize("batch, context, expected", [(1, 1128, 3.53), (8, 1128, 3.77), (256, 1128, 13.7)])
+    def test_decode_of_an_8b_model(self, batch, context, expected):
+        assert decode_s(roofline(LLAMA_8B), batch, context) * 1e3 == pytest.approx(expected, rel=0.02)
+
+    def test_prefill_of_an_8b_model(self):
+        tiles = 2 * sum(range(1, 33))  # two prompts of 4096
+        seconds = roofline(LLAMA_8B).model().seconds(_core.StepFeatures(2, 0, 8192, 0, tiles))
+        assert 8192 / seconds == pytest.approx(52.4e3, rel=0.02)
+
+    def test_tied_embeddings_count_once_and_ranks_share(self):
+        assert decode_s(roofline(QWEN_06B), 1, 1128) * 1e3 == pytest.approx(0.31, rel=0.03)
+        alone, two = roofline(LLAMA_8B), roofline(LLAMA_8B, tp=2)
+        assert 1.9e-3 < decode_s(two, 1, 1128) < 2.0e-3
+        assert two.kv_tokens > 2 * alone.kv_tokens
+
+    def test_pool_holds_what_the_weights_leave(self):
+        assert roofline(LLAMA_8B).kv_tokens == pytest.approx(896_912, rel=0.01)
+        assert roofline(LLAMA_8B, Device(memory=16e9)).kv_tokens == 0
+
+    def test_refuses_what_cannot_be(self):
+        assert "tp=3: must divide the model's 32 heads" in refusal(roofline, LLAMA_8B, tp=3)
+        assert refusal(Device, bandwidth=0.0) == "bandwidth=0.0: must be above 0"
+
+
+class TestCalibration:
+    def test_nnls_is_exact_where_the_solution_is_positive(self):
+        rng = np.random.default_rng(0)
+        a, x = rng.random((40, 6)), np.array([0.5, 0.0, 2.0, 0.0, 1.0, 3.0])
+        assert nnls(a, a @ x) == pytest.approx(x, abs=1e-9)
+
+    def test_nnls_keeps_to_the_conditions_of_its_optimum(self):
+        rng = np.random.default_rng(1)
+        for _ in range(30):
+            a, b = rng.standard_normal((30, 8)), rng.standard_normal(30)
+            x = nnls(a, b)
+            gradient = a.T @ (b - a @ x)
+            assert (x >= 0).all()
+            assert gradient[x > 0] == pytest.approx(0.0, abs=1e-8)
+            assert (gradient[x == 0] <= 1e-8).all()
+
+    def test_a_fit_predicts_the_run_it_was_made_from(self):
+        truth = roofline(LLAMA_8B, Device(launch_s=2e-4, host_s=1e-4)).model()
+        rng = np.random.default_rng(2)
+        steps = []
+        for _ in range(400):
+            decodes, prompt = int(rng.integers(0, 256)), int(rng.integers(0, 4096))
+            features = dict(
+                num_rows=decodes + 1,
+                num_decode_rows=decodes,
+                num_tokens=decodes + prompt + 1,
+                num_decode_tiles=decodes * int(rng.integers(1, 60)),
+                num_prefill_tiles=(prompt // 128 + 1) * 16,
+            )
+            steps.append(features | {"seconds": truth.seconds(_core.StepFeatures(**features))})
+        fitted = fit_step_times(steps).model()
+        errors = [
+            fitted.seconds(_core.StepFeatures(**{k: v for k, v in step.items() if k != "seconds"})) / step["seconds"]
+            - 1
+            for step in steps
+        ]
+        assert np.sqrt(np.mean(np.square(errors))) < 0.03
+
+    def test_a_recorded_run_is_calibrated(self, tmp_path):
+        scheduler = _core.Scheduler(_core.SchedulerConfig(4, 64, 16, 256, 100), _core.BlockAllocator(64))
+        plans = [np.zeros(scheduler.plan_capacity, dtype=np.int32) for _ in range(2)]
+        scheduler.attach_plan_buffers([(plan.ctypes.data, plan.size) for plan in plans])
+        for request_id in range(3):
+            scheduler.submit(request_id, [1] * 90, _core.RequestParams(max_tokens=20))
+        log = StepLog(tmp_path / "steps.jsonl")
+        for step in range(1, 20):
+            plan = plans[scheduler.schedule()]
+            log.add(plan, 0.002 + 1e-5 * int(plan[6]))
+            scheduler.update(step, np.full(int(plan[4]), 7, dtype=np.int32))
+        log.close()
+        times = calibrate(tmp_path / "steps.jsonl")
+        seconds = times.model().seconds(_core.StepFeatures(1, 0, 64, 0, 1))
+        assert seconds == pytest.approx(0.00264, rel=0.02)
+        assert "19 steps" in times.source
+
+    def test_files_come_back_as_they_were(self, tmp_path):
+        times = roofline(LLAMA_8B)
+        times.save(tmp_path / "llama.json")
+        assert load_calibration(tmp_path / "llama.json") == times
+
+    @pytest.mark.parametrize(
+        "change, sentence",
+        [
+            ({"version": 2}, "is a calibration file of version 2: this runtime reads version 1"),
+            ({"host_s": -1.0}, "host_s=-1: must be at least 0 seconds"),
+            ({"row_s": "x"}, "row_s='x': must be a number of seconds"),
+            ({"buckets": [[1, 0.1]]}, "must be lists of one integer and three numbers"),
+            ({"buckets": [[4, 0, 0, 0], [2, 0, 0, 0]]}, "num_tokens of a bucket=2: must be above 4"),
+            ({"colour": 1}, "unknown field 'colour'"),
+        ],
+    )
+    def test_wrong_files_are_refused(self, tmp_path, change, sentence):
+        path = tmp_path / "calibration.json"
+        MILLISECOND.save(path)
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        assert sentence in refusal(load_calibration, path)
+
+    def test_wrong_steps_are_refused(self, tmp_path):
+        path = tmp_path / "steps.jsonl"
+        path.write_text('{"num_rows": 1, "secnds": 1}\n')
+        assert "line 1: unknown field 'secnds'; did you mean 'seconds'?" in refusal(calibrate, path)
+        path.write_text('{"num_rows": -1}\n')
+        assert "line 1: num_rows=-1: must be a number between 0 and" in refusal(calibrate, path)
+        path.write_text("\n")
+        assert "has 0 steps: at least 8 are needed" in refusal(calibrate, path)
+
+
+class TestTraces:
+    def test_csv_and_json_lines_say_the_same(self, tmp_path):
+        header = "arrival_s,prompt_len,output_len,prefix_id,prefix_len,tenant,priority"
+        (tmp_path / "t.csv").write_text(f"{header}\n0.5,100,7,3,64,a,2\n1,20,1,,,b,\n")
+        rows = [
+            {"arrival_s": 0.5, "prompt_len": 100, "output_len": 7, "prefix_id": 3, "prefix_len": 64, "tenant": "a"},
+            {"arrival_s": 1, "prompt_len": 20, "output_len": 1, "tenant": "b"},
+        ]
+        rows[0]["priority"] = 2
+        (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        trace = read_trace(tmp_path / "t.csv")
+        assert (trace == read_trace(tmp_path / "t.jsonl")).all()
+        assert trace["arrival_ns"].tolist() == [500_000_000, 1_000_000_000]
+        assert trace["prefix_id"].tolist() == [3, -1]
+        assert trace["tenant"].tolist() == [0, 1]
+
+    @pytest.mark.parametrize(
+        "lines, sentence",
+        [
+            ("0,10,\n", "line 2: output_len='': must be an integer between 1 and 16777216"),
+            ("0,10\n", "line 2: 2 values: must be 3, as in the header"),
+            ("0,10,5\n1,-4,5\n", "line 3: prompt_len='-4': must be an integer between 1 and 16777216"),
+            ("2,10,5\n1.5,10,5\n", "line 3: arrival_s=1.5: must be at least 2, that of the request before"),
+            ("nan,10,5\n", "line 2: arrival_s='nan': must be between 0 and 1000000000 seconds"),
+            ("0,10,5\n0,4000,200\n", "line 3: prompt_len + output_len=4200: must be at most 4096 tokens"),
+            ("", "has 0 requests: must have at least 1"),
+        ],
+    )
+    def test_wrong_lines_are_refused(self, tmp_path, lines, sentence):
+        path = tmp_path / "trace.csv"
+        path.write_text(f"arrival_s,prompt_len,output_len\n{lines}")
+        assert sentence in refusal(read_trace, path, max_len=4096)
+
+    def test_unknown_and_missing_fields_are_refused(self, tmp_path):
+        path = tmp_path / "trace.csv"
+        path.write_text("arrival_s,prompt_length,output_len\n")
+        assert "line 1: unknown field 'prompt_length'; did you mean 'prompt_len'" in refusal(read_trace, path)
+        path.write_text("arrival_s,prompt_len\n")
+        assert "line 1: no output_len: every request must have" in refusal(read_trace, path)
+        path = tmp_path / "trace.jsonl"
+        path.write_text('{"arrival_s": 0, "prompt_len": 1, "output_len": 1}\n[1]\n')
+        assert "line 2: [1]: must be an object" in refusal(read_trace, path)
+        assert "cannot read" in refusal(read_trace, tmp_path / "absent.csv")
+
+
+class TestSimulate:
+    def test_a_request_takes_its_steps(self):
+        report = simulate(
+            Workload(prompt=("fixed", 10), output=("fixed", 5), num_requests=3, concurrency=1), settings()
+        )
+        assert report.figures["ttft_ms"]["p50"] == pytest.approx(1.0)
+        assert report.figures["tpot_ms"]["p99"] == pytest.approx(1.0)
+        assert report.figures["e2e_ms"]["mean"] == pytest.approx(5.0)
+        assert report.result.requests["output_len"].tolist() == [5, 5, 5]
+        assert report.figures["steps"] >= 15
+
+    @pytest.mark.parametrize("name", sorted(WORKLOADS))
+    def test_every_named_workload_runs(self, name):
+        changes = {"rate": 100.0, "num_requests": 60, "seed": 3}
+        workload = Workload(**{**vars(WORKLOADS[name]), **changes})
+        figures = simulate(workload, settings(num_blocks=4096, max_model_len=32768)).figures
+        assert figures["requests_done"] == 60
+        assert 0 < figures["kv_held_share"] < 1
+
+    def test_the_queue_keeps_a_pool_full(self):
+        workload = Workload(prompt=("fixed", 64), output=("uniform", 64, 256), num_requests=300, queue_depth=8)
+        figures = simulate(workload, settings(num_blocks=100)).figures
+        assert figures["kv_held_share_queued"] > 0.5
+        assert figures["recomputed_share"] == figures["recomputed_tokens"] / figures["computed_tokens"]
+
+    def test_a_trace_is_served_by_a_fleet(self, tmp_path):
+        path = tmp_path / "trace.jsonl"
+        rows = [
+            {"arrival_s": 0.01 * i, "prompt_len": 30, "output_len": 4, "prefix_id": i % 2, "prefix_len": 16}
+            for i in range(40)
+        ]
+        path.write_text("\n".join(map(json.dumps, rows)))
+        fleet = settings(num_replicas=4, router="prefix_aware", num_threads=2)
+        report = simulate(read_trace(path), fleet)
+        assert report.figures["requests_done"] == 40
+        assert report.figures["prefix_hit_share"] == pytest.approx(38 * 16 / (40 * 30))
+        assert len(set(report.result.requests["replica"].tolist())) <= 2
+
+    def test_priorities_and_tenants_reach_the_scheduler(self, tmp_path):
+        path = tmp_path / "trace.csv"
+        lines = [f"0,20,50,{'b' if i else 'a'},{i}" for i in range(10)]
+        path.write_text("\n".join(["arrival_s,prompt_len,output_len,tenant,priority", *lines]))
+        one_at_a_time = settings(max_num_seqs=1, scheduler_options={"policy": "priority"})
+        order = np.argsort(simulate(read_trace(path), one_at_a_time).result.requests["ttft_s"])
+        assert order.tolist() == list(range(9, -1, -1))
+
+    def test_reports_are_written(self, tmp_path):
+        report = simulate(
+            Workload(prompt=("fixed", 10), output=("fixed", 5), num_requests=3, concurrency=1), settings()
+        )
+        report.write_csv(tmp_path / "requests.csv")
+        lines = (tmp_path / "requests.csv").read_text().splitlines()
+        assert lines[0].startswith("arrival_s,ttft_s,e2e_s,max_gap_s,prompt_len")
+        assert len(lines) == 4
+
+    def test_pools_that_hold_nothing_are_refused(self):
+        workload = Workload(prompt=("fixed", 20), output=("fixed", 5), num_requests=1, concurrency=1)
+        assert "num_blocks=0: must be between 1 and" in refusal(simulate, workload, settings(num_blocks=0))
+        assert "longest request has 25 tokens: must be at most 17" in refusal(
+            simulate, workload, settings(num_blocks=1)
+        )
+
+    def test_a_workload_without_arrivals_is_refused(self):
+        workload = Workload(prompt=("fixed", 20), output=("fixed", 5), name="mine")
+        assert "workload mine has no rate of its own (give --rate R" in refusal(simulate, workload, settings())
+
+
+class TestCapacity:
+    WORKLOAD = Workload(prompt=("fixed", 20), output=("fixed", 100), num_requests=400)
+
+    def test_bisects_to_the_highest_rate(self):
+        # 16 rows of 100 steps of 1 ms: 160 requests a second
+        found = find_capacity(self.WORKLOAD, settings(), Slo(ttft_ms=200.0))
+        assert 100 < found.rate < 250
+        assert found.report.figures["slo_share"] >= 0.99
+        failed = [rate for rate, share in found.tried if share < 0.99]
+        assert min(failed) <= found.rate * 1.03
+
+    def test_an_slo_that_cannot_be_met_is_refused(self):
+        sentence = refusal(find_capacity, self.WORKLOAD, settings(), Slo(tpot_ms=0.5))
+        assert "{'tpot_ms': 0.5} cannot be met by 99% of the requests: one at a time, 0.0% meet it" in sentence
+        assert "99th percentiles are {'tpot_ms': 1.0}" in sentence
+        assert "no SLO to meet" in refusal(find_capacity, self.WORKLOAD, settings(), Slo())
+        assert refusal(Slo, ttft_ms=-1.0) == "slo ttft_ms=-1: must be above 0 milliseconds"
+
+
+class TestVerb:
+    ARGUMENTS = ["simulate", "--config", str(LLAMA_8B), "--workload", "uniform:50,100", "--num-requests", "40"]
+
+    def test_prints_json_and_writes_files(self, tmp_path, capsys):
+        files = ["--json", "-", "--csv", str(tmp_path / "r.csv"), "--save-calibration", str(tmp_path / "c.json")]
+        assert main([*self.ARGUMENTS, "--rate", "20", "--slo-ttft-ms", "500", *files]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        assert figures["requests_done"] == 40
+        assert figures["slo"] == {"ttft_ms": 500.0}
+        assert len((tmp_path / "r.csv").read_text().splitlines()) == 41
+        again = [
+            "simulate",
+            "--calibration",
+            str(tmp_path / "c.json"),
+            *self.ARGUMENTS[3:],
+            "--rate",
+            "20",
+            "--json",
+            "-",
+        ]
+        assert main(again) == 0
+        assert json.loads(capsys.readouterr().out)["e2e_ms"] == figures["e2e_ms"]
+
+    def test_finds_capacity(self, capsys):
+        slo = ["--slo-ttft-ms", "100", "--find-capacity", "--max-num-seqs", "32"]
+        assert main([*self.ARGUMENTS, *slo]) == 0
+        assert "capacity_per_s" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        "arguments, sentence",
+        [
+            (["simulate"], "0 sources of step times: exactly one is needed"),
+            ([*ARGUMENTS, "--workload", "azure"], "unknown workload 'azure'; did you mean 'azure-code'"),
+            ([*ARGUMENTS, "--rate", "-2"], "rate=-2: must be above 0 requests a second"),
+            ([*ARGUMENTS, "--rate", "1", "--concurrency", "2"], "--rate and --concurrency: arrivals are an open loop"),
+            ([*ARGUMENTS, "--rate", "1", "--kv-tokens", "0"], "num_blocks=0: must be between 1 and"),
+            ([*ARGUMENTS, "--rate", "1", "--kv-tokens", "64"], "longest request has 200 tokens: must be at most 65"),
+            ([*ARGUMENTS, "--rate", "1", "--num-blocks", "1", "--kv-tokens", "1"], "give one of them"),
+            ([*ARGUMENTS, "--trace", "x.csv"], "--num-requests describes made-up requests"),
+        ],
+    )
+    def test_refuses_in_a_sentence(self, capsys, arguments, sentence):
+        assert main(arguments) == 2
+        assert sentence in capsys.readouterr().err
+
+    def test_plots_need_matplotlib(self, tmp_path, capsys):
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            assert main([*self.ARGUMENTS, "--rate", "20", "--plot", str(tmp_path / "p.png")]) == 2
+            assert "plots need matplotlib" in capsys.readouterr().err
+            return
+        assert main([*self.ARGUMENTS, "--rate", "20", "--plot", str(tmp_path / "p.png")]) == 0
+        assert (tmp_path / "p.png").stat().st_size > 1000
