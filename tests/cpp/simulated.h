@@ -8,7 +8,7 @@
 namespace runtime::testing {
 
 // Every step takes a millisecond.
-inline simulation::ReplicaConfig MillisecondReplica(std::int32_t num_blocks = 1024) {
+inline simulation::ReplicaConfig MillisecondReplica(std::int32_t num_blocks = 256) {
   simulation::ReplicaConfig config;
   config.scheduler.max_num_seqs = 16;
   config.scheduler.max_num_batched_tokens = 256;

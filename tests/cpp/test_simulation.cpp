@@ -103,7 +103,7 @@ TEST(SimulateTest, LeavesOfOneTreeShareTheirRoot) {
   Workload workload = FixedWorkload(8, 2, 200);
   workload.concurrency = 1;
   workload.prefixes = {.num_trees = 1, .branching = 64, .depth = 2, .segment_len = 32};
-  const auto result = Simulate(MillisecondReplica(4096), workload);
+  const auto result = Simulate(MillisecondReplica(512), workload);
   const auto cached = [&](std::int32_t count) {
     return std::ranges::count(result.requests, count, &RequestRecord::num_cached);
   };
@@ -143,7 +143,7 @@ TEST(SimulateTest, AQueueIsKeptAtItsDepth) {
 }
 
 TEST(SimulateTest, IsAFunctionOfItsSeed) {
-  Workload workload = FixedWorkload(1, 1, 300);
+  Workload workload = FixedWorkload(1, 1, 100);
   workload.prompt = {Lengths::Kind::kLognormal, 4.0, 1.0};
   workload.output = {Lengths::Kind::kExponential, 30.0, 0.0};
   workload.rate = 100.0;
@@ -156,11 +156,13 @@ TEST(SimulateTest, IsAFunctionOfItsSeed) {
 TEST(SimulateTest, TheTimelineStaysShort) {
   const auto result = Simulate(MillisecondReplica(), {RequestAt(0, 1, 1), RequestAt(3000.0, 1, 1)});
   EXPECT_LE(result.timeline.size(), SimulationResult::kMaxTimeline);
-  Workload workload = FixedWorkload(1, 1000, 700);
+  ReplicaConfig slow = MillisecondReplica(64);
+  slow.step_time.buckets[0].launch_s = 0.05;  // as long as it takes to the next sample
+  Workload workload = FixedWorkload(1, 1000, 7);
   workload.concurrency = 1;
-  const auto busy = Simulate(MillisecondReplica(), workload);
+  const auto busy = Simulate(slow, workload);
   EXPECT_LE(busy.timeline.size(), SimulationResult::kMaxTimeline);
-  EXPECT_GT(busy.timeline.size(), SimulationResult::kMaxTimeline / 2);
+  EXPECT_GT(busy.timeline.size(), SimulationResult::kMaxTimeline / 2 - 1);
   EXPECT_TRUE(std::ranges::is_sorted(busy.timeline, {}, &TimelinePoint::time_s));
 }
 
@@ -180,14 +182,14 @@ TEST(SimulateTest, PoolsThatHoldNothingAreRefused) {
 
 FleetConfig MillisecondFleet(RouterKind router, std::int32_t num_replicas) {
   FleetConfig config;
-  config.replica = MillisecondReplica();
+  config.replica = MillisecondReplica(256);
   config.router = router;
   config.num_replicas = num_replicas;
   return config;
 }
 
 Workload MixedWorkload() {
-  Workload workload = FixedWorkload(1, 1, 2000);
+  Workload workload = FixedWorkload(1, 1, 500);
   workload.prompt = {Lengths::Kind::kLognormal, 4.0, 1.0};
   workload.output = {Lengths::Kind::kExponential, 30.0, 0.0};
   workload.rate = 1000.0;
@@ -200,7 +202,7 @@ TEST(FleetTest, ThreadsDoNotChangeTheResult) {
   const auto alone = SimulateFleet(config, MixedWorkload());
   config.num_threads = 3;
   EXPECT_TRUE(Same(alone, SimulateFleet(config, MixedWorkload())));
-  EXPECT_EQ(alone.totals.num_finished, 2000);
+  EXPECT_EQ(alone.totals.num_finished, 500);
 }
 
 TEST(FleetTest, AFleetOfOneIsASimulation) {

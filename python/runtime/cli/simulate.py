@@ -106,6 +106,7 @@ def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--kv-tokens", type=int, help="tokens that the KV pool of a replica holds")
     group.add_argument("--num-blocks", type=int, help="the same in blocks")
     group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help=" ")
+    group.add_argument("--policy", default="fcfs", help="fcfs, priority or fair: who goes first")
     group.add_argument("--router", choices=ROUTERS, default=defaults.router, help="of a fleet")
 
 
@@ -141,6 +142,7 @@ def _settings(args: argparse.Namespace, times: StepTimes) -> Settings:
         num_blocks=num_blocks,
         enable_prefix_caching=args.enable_prefix_caching,
         router=args.router,
+        scheduler_options={"policy": args.policy},
         **{name: getattr(args, name) for name in _SETTING_FLAGS},
     )
 
@@ -173,7 +175,15 @@ def _without_rate_if_closed(given: dict[str, Any]) -> dict[str, Any]:
 
 def _scenario(args: argparse.Namespace, times: StepTimes) -> dict[str, Any]:
     """What was simulated, as far as it was chosen."""
-    names = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "num_replicas", "router", *_WORKLOAD_FLAGS)
+    names = (
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_model_len",
+        "policy",
+        "num_replicas",
+        "router",
+        *_WORKLOAD_FLAGS,
+    )
     chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     source = Path(args.trace).name if args.trace else args.workload
     return {"engine": "simulated", "scenario": source, "step_times": times.source, **chosen}
