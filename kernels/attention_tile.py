@@ -70,8 +70,8 @@ def tensor_arguments(
     assert k_cache.shape[3] == head_dim and k_cache.shape == v_cache.shape
     return dict(
         q_ptr=q,
-        k_ptr=k_cache,
-        v_ptr=v_cache,
+        k_cache=k_cache,
+        v_cache=v_cache,
         out_ptr=out,
         b_loc_ptr=b_loc,
         q_stride_token=q.stride(0),
@@ -109,31 +109,47 @@ def load_block_ids(table_ptr, start, seq_len, BLOCK_SIZE: tl.constexpr, KEY_TILE
 
 @triton.jit
 def load_kv_tile(
-    cache_ptr,
+    cache,
     block_ids,
+    head,
     start,
     seq_len,
     stride_block,
+    stride_head,
     stride_token,
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     KEY_TILE: tl.constexpr,
     BOUNDED: tl.constexpr,
+    TMA: tl.constexpr,
+    ZERO_PAST_END: tl.constexpr,
 ):
-    """K or V `[KEY_TILE, DIM]` of one head for positions start..start + KEY_TILE; zeros past seq_len if BOUNDED."""
+    """K or V `[KEY_TILE, DIM]` of one head for positions start..start + KEY_TILE.
+
+    What lies past seq_len is zero if BOUNDED, as the values must be: a probability of 0 times NaN is NaN. TMA: `cache`
+    is a descriptor over rows of HEAD_DIM, and a tile lies in one block; its zeros cost registers, so only with
+    ZERO_PAST_END.
+    """
     pos = start + tl.arange(0, KEY_TILE)
     dims = tl.arange(0, DIM)
-    token_offset = block_ids.to(tl.int64) * stride_block + pos % BLOCK_SIZE * stride_token
-    ptrs = cache_ptr + token_offset[:, None] + dims[None, :]
-    if BOUNDED and HEAD_DIM < DIM:
-        return tl.load(ptrs, mask=(pos < seq_len)[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
-    elif BOUNDED:
-        return tl.load(ptrs, mask=(pos < seq_len)[:, None], other=0.0)
-    elif HEAD_DIM < DIM:
-        return tl.load(ptrs, mask=(dims < HEAD_DIM)[None, :], other=0.0)
+    if TMA:
+        block_rows = (block_ids.to(tl.int64) * stride_block + head.to(tl.int64) * stride_head) // stride_token
+        tile = cache.load([(block_rows + start % BLOCK_SIZE).to(tl.int32), 0])
+        if BOUNDED and ZERO_PAST_END:
+            tile = tl.where((pos < seq_len)[:, None], tile, 0.0)
     else:
-        return tl.load(ptrs)
+        token_offset = block_ids.to(tl.int64) * stride_block + pos % BLOCK_SIZE * stride_token
+        ptrs = cache + head.to(tl.int64) * stride_head + token_offset[:, None] + dims[None, :]
+        if BOUNDED and HEAD_DIM < DIM:
+            tile = tl.load(ptrs, mask=(pos < seq_len)[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
+        elif BOUNDED:
+            tile = tl.load(ptrs, mask=(pos < seq_len)[:, None], other=0.0)
+        elif HEAD_DIM < DIM:
+            tile = tl.load(ptrs, mask=(dims < HEAD_DIM)[None, :], other=0.0)
+        else:
+            tile = tl.load(ptrs)
+    return tile
 
 
 @triton.jit
@@ -192,15 +208,18 @@ def attention_step(
 @triton.jit
 def attend_range(
     q,
-    k_ptr,
-    v_ptr,
+    k_cache,
+    v_cache,
     table_ptr,
+    head,
     first,
     stop,
     seq_len,
     k_stride_block,
+    k_stride_head,
     k_stride_token,
     v_stride_block,
+    v_stride_head,
     v_stride_token,
     acc,
     row_max,
@@ -221,17 +240,18 @@ def attend_range(
     BLOCK_SIZE: tl.constexpr,
     KEY_TILE: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    TMA: tl.constexpr = False,
 ):
     """Adds keys first..stop of one head to the running softmax; without BOUNDED every query row sees all of them."""
     block_ids = load_block_ids(table_ptr, first, seq_len, BLOCK_SIZE, KEY_TILE)
     for start in tl.range(first, stop, KEY_TILE, num_stages=NUM_STAGES):
         k = load_kv_tile(
-            k_ptr, block_ids, start, seq_len, k_stride_block, k_stride_token,
-            HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, BOUNDED,
+            k_cache, block_ids, head, start, seq_len, k_stride_block, k_stride_head, k_stride_token,
+            HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, BOUNDED, TMA, ZERO_PAST_END=False,
         )  # fmt: skip
         v = load_kv_tile(
-            v_ptr, block_ids, start, seq_len, v_stride_block, v_stride_token,
-            HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, BOUNDED,
+            v_cache, block_ids, head, start, seq_len, v_stride_block, v_stride_head, v_stride_token,
+            HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, BOUNDED, TMA, ZERO_PAST_END=True,
         )  # fmt: skip
         block_ids = load_block_ids(table_ptr, start + KEY_TILE, seq_len, BLOCK_SIZE, KEY_TILE)
         acc, row_max, row_sum = attention_step(

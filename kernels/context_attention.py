@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_tile import (
     DETERMINISTIC_SPLIT,
@@ -18,6 +19,7 @@ from .attention_tile import (
     start_row_sum,
     tensor_arguments,
 )
+from .device import supports_tma
 from .launch import pdl_options
 from .tile_config import ContextAttentionConfig, context_attention_config
 from .token_attention import launch_token_attention
@@ -26,8 +28,8 @@ from .token_attention import launch_token_attention
 @triton.jit
 def _context_attention_kernel(
     q_ptr,
-    k_ptr,
-    v_ptr,
+    k_cache,
+    v_cache,
     out_ptr,
     b_loc_ptr,
     b_row_ptr,
@@ -64,6 +66,7 @@ def _context_attention_kernel(
     KEY_TILE: tl.constexpr,
     SPLIT: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     """One program: one KV head and ROWS query rows, which are consecutive tokens of one batch row times its heads.
 
@@ -90,8 +93,6 @@ def _context_attention_kernel(
     seq_len = tl.load(b_seq_len_ptr + row)
     table_ptr = b_loc_ptr + tl.load(b_row_ptr + row).to(tl.int64) * b_loc_stride
     head = tl.program_id(0)
-    k_head_ptr = k_ptr + head.to(tl.int64) * k_stride_head
-    v_head_ptr = v_ptr + head.to(tl.int64) * v_stride_head
 
     lanes = tl.arange(0, ROWS)
     dims = tl.arange(0, DIM)
@@ -111,86 +112,39 @@ def _context_attention_kernel(
     query_pos = cached + new_token
     key_stop = tl.minimum(cached + first_token + TOKENS, seq_len)
     first_key = 0
-    unmasked_stop = (cached + first_token + 1) // KEY_TILE * KEY_TILE
+    unmasked_stop = (cached + first_token + 1) // SPLIT * SPLIT
     if HAS_WINDOW:
         first_key = tl.maximum(cached + first_token + 1 - sliding_window, 0) // SPLIT * SPLIT
         unmasked_stop = first_key
     row_max = tl.full([ROWS], MIN_SCORE, tl.float32)
     row_sum = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIM], tl.float32)
-    if DETERMINISTIC:
-        for split in range(first_key, key_stop, SPLIT):
-            part_max = tl.full([ROWS], MIN_SCORE, tl.float32)
-            part_sum = start_row_sum(ROWS, DETERMINISTIC)
-            part = tl.zeros([ROWS, DIM], tl.float32)
-            part, part_max, part_sum = attend_range(
-                q,
-                k_head_ptr,
-                v_head_ptr,
-                table_ptr,
-                split,
-                tl.minimum(split + SPLIT, key_stop),
-                seq_len,
-                k_stride_block,
-                k_stride_token,
-                v_stride_block,
-                v_stride_token,
-                part,
-                part_max,
-                part_sum,
-                query_pos,
-                slopes,
-                scale_log2,
-                sliding_window,
-                soft_cap,
-                HAS_ALIBI=HAS_ALIBI,
-                HAS_WINDOW=HAS_WINDOW,
-                HAS_SOFT_CAP=HAS_SOFT_CAP,
-                BOUNDED=True,
-                DETERMINISTIC=True,
-                PRECISION=PRECISION,
-                HEAD_DIM=HEAD_DIM,
-                DIM=DIM,
-                BLOCK_SIZE=BLOCK_SIZE,
-                KEY_TILE=KEY_TILE,
-                NUM_STAGES=NUM_STAGES,
-            )
-            part_sums = finish_row_sum(part_sum, DETERMINISTIC)
-            acc, row_max, row_sum = merge_partial(acc, row_max, row_sum, part, part_max, part_sums)
-    else:
-        for BOUNDED in tl.static_range(2):
+    # keys that every query row sees first, then those around the diagonal
+    for BOUNDED in tl.static_range(2):
+        first = unmasked_stop if BOUNDED else first_key
+        stop = key_stop if BOUNDED else unmasked_stop
+        if DETERMINISTIC:
+            for split in range(first, stop, SPLIT):
+                part_max = tl.full([ROWS], MIN_SCORE, tl.float32)
+                part_sum = start_row_sum(ROWS, DETERMINISTIC)
+                part = tl.zeros([ROWS, DIM], tl.float32)
+                part, part_max, part_sum = attend_range(
+                    q, k_cache, v_cache, table_ptr, head, split, tl.minimum(split + SPLIT, stop), seq_len,
+                    k_stride_block, k_stride_head, k_stride_token, v_stride_block, v_stride_head, v_stride_token,
+                    part, part_max, part_sum, query_pos, slopes, scale_log2, sliding_window, soft_cap,
+                    HAS_ALIBI, HAS_WINDOW, HAS_SOFT_CAP, BOUNDED, DETERMINISTIC, PRECISION,
+                    HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, NUM_STAGES, TMA,
+                )  # fmt: skip
+                part_sums = finish_row_sum(part_sum, DETERMINISTIC)
+                acc, row_max, row_sum = merge_partial(acc, row_max, row_sum, part, part_max, part_sums)
+        else:
             acc, row_max, row_sum = attend_range(
-                q,
-                k_head_ptr,
-                v_head_ptr,
-                table_ptr,
-                unmasked_stop if BOUNDED else first_key,
-                key_stop if BOUNDED else unmasked_stop,
-                seq_len,
-                k_stride_block,
-                k_stride_token,
-                v_stride_block,
-                v_stride_token,
-                acc,
-                row_max,
-                row_sum,
-                query_pos,
-                slopes,
-                scale_log2,
-                sliding_window,
-                soft_cap,
-                HAS_ALIBI=HAS_ALIBI,
-                HAS_WINDOW=HAS_WINDOW,
-                HAS_SOFT_CAP=HAS_SOFT_CAP,
-                BOUNDED=BOUNDED,
-                DETERMINISTIC=False,
-                PRECISION=PRECISION,
-                HEAD_DIM=HEAD_DIM,
-                DIM=DIM,
-                BLOCK_SIZE=BLOCK_SIZE,
-                KEY_TILE=KEY_TILE,
-                NUM_STAGES=NUM_STAGES,
-            )
+                q, k_cache, v_cache, table_ptr, head, first, stop, seq_len,
+                k_stride_block, k_stride_head, k_stride_token, v_stride_block, v_stride_head, v_stride_token,
+                acc, row_max, row_sum, query_pos, slopes, scale_log2, sliding_window, soft_cap,
+                HAS_ALIBI, HAS_WINDOW, HAS_SOFT_CAP, BOUNDED, DETERMINISTIC, PRECISION,
+                HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, NUM_STAGES, TMA,
+            )  # fmt: skip
     out = acc / row_sum[:, None]
     out_ptrs = out_ptr + (q_row * out_stride_token + q_heads * out_stride_head)[:, None] + dims[None, :]
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask)
@@ -218,6 +172,10 @@ def launch_context_attention(
     tokens = rows // tensors["GROUP"]
     # a row ends with at most one partial tile
     most_tiles = min(triton.cdiv(q.shape[0], tokens) + batch, batch * triton.cdiv(max_new_tokens, tokens))
+    tma = config.tma and k_cache.shape[2] % key_tile == 0 and _can_use_tma(k_cache) and _can_use_tma(v_cache)
+    if tma:
+        box = [key_tile, tensors["DIM"]]
+        tensors |= dict(k_cache=_descriptor(k_cache, box), v_cache=_descriptor(v_cache, box))
     _context_attention_kernel[(k_cache.shape[1], most_tiles)](
         **tensors,
         **scoring.kernel_arguments(),
@@ -230,9 +188,20 @@ def launch_context_attention(
         KEY_TILE=key_tile,
         SPLIT=DETERMINISTIC_SPLIT if scoring.deterministic else key_tile,
         NUM_STAGES=config.num_stages,
+        TMA=tma,
         num_warps=config.num_warps,
         **pdl_options(q),
     )
+
+
+def _can_use_tma(cache: torch.Tensor) -> bool:
+    aligned = cache.data_ptr() % 16 == 0 and cache.shape[3] * cache.element_size() % 16 == 0
+    return aligned and cache.is_contiguous() and supports_tma(cache.device)
+
+
+def _descriptor(cache: torch.Tensor, box: list[int]) -> TensorDescriptor:
+    """The cache as rows of one head's token."""
+    return TensorDescriptor.from_tensor(cache.view(-1, cache.shape[3]), box)
 
 
 def context_attention(

@@ -179,11 +179,12 @@ def _gemm_kernel(
     rows = row + tl.arange(0, BLOCK_M)
     cols = col + tl.arange(0, BLOCK_N)
     if FOLD:
-        for k_next in range(k_split, K if SPLITS > 1 else 0, k_split):
-            acc += _product(
-                x, weight, row, col, k_next, tl.minimum(k_next + k_split, K), M, N, K, x_stride, weight_stride,
-                TMA, SWAP, EVEN, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
+        if SPLITS > 1:  # a loop that never runs would still cost the registers of a second tile
+            for k_next in range(k_split, K, k_split):
+                acc += _product(
+                    x, weight, row, col, k_next, tl.minimum(k_next + k_split, K), M, N, K, x_stride, weight_stride,
+                    TMA, SWAP, EVEN, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+                )  # fmt: skip
         finished = True
     else:
         if SWAP:

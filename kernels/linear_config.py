@@ -53,19 +53,23 @@ def linear_config(x: torch.Tensor, weight: torch.Tensor) -> GemvConfig | GemmCon
 
 def deterministic_splits(num_out: int, num_in: int) -> int:
     """Ranges of K, a function of the weight's shape alone: enough programs for few rows of a narrow weight."""
-    wanted = int(triton.next_power_of_2(triton.cdiv(8192, num_out)))
+    wanted = int(triton.next_power_of_2(triton.cdiv(4096, num_out)))
     return max(1, min(4, wanted, num_in // 512))
 
 
 def deterministic_gemm_config(x: torch.Tensor, weight: torch.Tensor) -> GemmConfig:
     """Tiles may follow the number of rows; the ranges of K may not."""
-    num_rows, num_out = x.shape[0], weight.shape[0]
-    splits = deterministic_splits(num_out, weight.shape[1])
+    num_rows, (num_out, num_in) = x.shape[0], weight.shape
+    splits = deterministic_splits(num_out, num_in)
     if x.dtype.itemsize == 4:
         return GemmConfig(
             block_m=16, block_n=32, block_k=64, num_warps=4, num_stages=2, splits=splits, fold=num_rows > 64
         )
+    bucket = max(16, row_bucket(num_rows)) if num_rows <= 256 else 8192
+    entry = lookup(x.device, "linear", f"{num_out}x{num_in}x{bucket}_deterministic")
+    if entry:
+        assert entry["splits"] == splits, "the table's ranges of K are those of the weight's shape"
+        return GemmConfig(**entry)
     if num_rows <= 64:
-        block_m = max(16, triton.next_power_of_2(num_rows))
-        return GemmConfig(block_m=block_m, block_n=64, block_k=128, num_warps=4, num_stages=4, splits=splits)
+        return GemmConfig(block_m=bucket, block_n=64, block_k=128, num_warps=4, num_stages=4, splits=splits)
     return GemmConfig(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=4, splits=splits, fold=True)

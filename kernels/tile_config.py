@@ -1,7 +1,7 @@
 """Tile shapes of the hot kernels, by device and shape class.
 
-Committed figures, measured by `tools/tune_kernels.py`; nothing is tuned while serving. A shape without a
-measured entry gets the defaults below.
+Committed figures, measured by `tools/tune_kernels.py`; nothing is tuned while serving. A device without a table takes
+that of another one of its compute capability; a shape without a measured entry gets the defaults below.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from . import launch
 from .attention_tile import default_key_tile, padded_dim
 from .device import device_name
 
+_FEW_ROWS = 16  # of a decode batch that may not fill the device
 _CONFIG_DIR = Path(__file__).parent / "configs"
 
 
@@ -36,24 +37,35 @@ class ContextAttentionConfig:
     key_tile: int
     num_warps: int
     num_stages: int
+    tma: bool = False  # where a tile of keys lies in one block
 
 
 @functools.cache
-def _device_table(name: str) -> dict[str, Any]:
-    path = _CONFIG_DIR / f"{name.replace(' ', '_')}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+def _device_table(name: str, capability: tuple[int, int]) -> dict[str, Any]:
+    """The device's own table, else that of another device of its generation."""
+    own = _CONFIG_DIR / f"{name.replace(' ', '_')}.json"
+    paths = [own] if own.exists() else sorted(_CONFIG_DIR.glob("*.json"))
+    for path in paths:
+        table: dict[str, Any] = json.loads(path.read_text())
+        if table["compute_capability"] == list(capability):
+            return table
+    return {}
 
 
 def lookup(device: torch.device, op: str, key: str) -> dict[str, Any] | None:
-    """The measured entry of `op` for this device and shape class, or None."""
-    entry: dict[str, Any] | None = _device_table(device_name(device)).get(op, {}).get(key)
+    """The measured entry of `op` for this kind of device and shape class, or None."""
+    table = _device_table(device_name(device), launch.capability(device))
+    entry: dict[str, Any] | None = table.get(op, {}).get(key)
     return entry
 
 
-def token_attention_config(device: torch.device, head_dim: int, dtype: torch.dtype) -> TokenAttentionConfig:
-    """Shape class: bytes of one padded row of K."""
+def token_attention_config(
+    device: torch.device, head_dim: int, dtype: torch.dtype, batch: int, deterministic: bool
+) -> TokenAttentionConfig:
+    """Shape class: bytes of one padded row of K, and whether latency or bandwidth counts."""
     row_bytes = padded_dim(head_dim) * dtype.itemsize
-    found = lookup(device, "token_attention", str(row_bytes))
+    key = f"{row_bytes}_{'few' if batch <= _FEW_ROWS else 'many'}{'_deterministic' if deterministic else ''}"
+    found = lookup(device, "token_attention", key)
     if found:
         return TokenAttentionConfig(**found)
     return TokenAttentionConfig(
@@ -71,9 +83,9 @@ def context_attention_config(
         return ContextAttentionConfig(**found)
     key_tile = default_key_tile(head_dim, dtype)
     if dtype.itemsize == 4:
-        return ContextAttentionConfig(query_tile=32, key_tile=key_tile, num_warps=4, num_stages=1)
+        return ContextAttentionConfig(query_tile=32, key_tile=key_tile, num_warps=4, num_stages=1, tma=True)
     if launch.capability(device) < (9, 0):
         query_tile, num_warps = (32, 4) if deterministic else (64, 8)
     else:
         query_tile, num_warps = 64 if deterministic else 128, 8
-    return ContextAttentionConfig(query_tile=query_tile, key_tile=key_tile, num_warps=num_warps, num_stages=2)
+    return ContextAttentionConfig(query_tile=query_tile, key_tile=key_tile, num_warps=num_warps, num_stages=2, tma=True)

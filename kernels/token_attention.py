@@ -89,8 +89,8 @@ def _reduce_at_once(
 @triton.jit
 def _token_attention_kernel(
     q_ptr,
-    k_ptr,
-    v_ptr,
+    k_cache,
+    v_cache,
     out_ptr,
     b_loc_ptr,
     b_row_ptr,
@@ -186,8 +186,6 @@ def _token_attention_kernel(
         if RAGGED:
             token = tl.load(b_start_loc_ptr + row)
         table_ptr = b_loc_ptr + tl.load(b_row_ptr + row).to(tl.int64) * b_loc_stride
-        k_head_ptr = k_ptr + head.to(tl.int64) * k_stride_head
-        v_head_ptr = v_ptr + head.to(tl.int64) * v_stride_head
 
         q_heads = head * GROUP + group
         q_ptrs = q_ptr + token.to(tl.int64) * q_stride_token + q_heads[:, None] * q_stride_head + dims[None, :]
@@ -203,8 +201,8 @@ def _token_attention_kernel(
         first_token = (first_unit + unit - pair_start) * UNIT
         last_token = tl.minimum((first_unit + run_stop - pair_start) * UNIT, seq_len)
         acc, row_max, row_sum = attend_range(
-            q, k_head_ptr, v_head_ptr, table_ptr, first_token, last_token, seq_len,
-            k_stride_block, k_stride_token, v_stride_block, v_stride_token,
+            q, k_cache, v_cache, table_ptr, head, first_token, last_token, seq_len,
+            k_stride_block, k_stride_head, k_stride_token, v_stride_block, v_stride_head, v_stride_token,
             acc, row_max, row_sum, query_pos, slopes, scale_log2, sliding_window, soft_cap,
             HAS_ALIBI=HAS_ALIBI,
             HAS_WINDOW=HAS_WINDOW,
@@ -274,7 +272,7 @@ def launch_token_attention(
     batch, num_kv_heads, device = b_seq_len.shape[0], k_cache.shape[1], q.device
     tensors = tensor_arguments(q, k_cache, v_cache, b_loc, out)
     group, dim = tensors["GROUP"], tensors["DIM"]
-    config = config or token_attention_config(device, q.shape[2], q.dtype)
+    config = config or token_attention_config(device, q.shape[2], q.dtype, batch, scoring.deterministic)
     num_programs = num_sms(device) * config.programs_per_sm
     if scoring.deterministic:
         key_tile, unit = default_key_tile(q.shape[2], q.dtype), DETERMINISTIC_SPLIT

@@ -29,6 +29,7 @@ import check_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = "library"  # the entry that stands for cuBLAS
+KINDS = [f"{op}{mode}" for op in ("token_attention", "context_attention", "linear") for mode in ("", "_deterministic")]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Problem:
     model: str
     shape: tuple[int, ...]
     deterministic: bool = False
+
+    @property
+    def kind(self) -> str:
+        return f"{self.op}_deterministic" if self.deterministic else self.op
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def _many_rows_configs(bucket: int, num_out: int, num_in: int) -> Iterator[tuple
     """For 128 and 256 rows: near the ridge, so wide tiles."""
     tile_choices = [
         *[(128, 128, 64, 8, 4), (128, 128, 64, 4, 4), (128, 256, 64, 8, 3), (64, 256, 64, 4, 4), (128, 64, 128, 4, 3)],
-        *[(256, 128, 64, 8, 3), (128, 128, 128, 8, 3), (64, 128, 128, 4, 3)],
+        *[(256, 128, 64, 8, 3), (128, 128, 128, 8, 3), (64, 128, 128, 4, 3), (64, 128, 64, 4, 6), (64, 64, 128, 4, 4)],
+        *[(128, 256, 64, 8, 4), (256, 128, 64, 8, 4), (64, 256, 64, 8, 4)],
     ]
     for (block_m, block_n, block_k, warps, stages), splits in itertools.product(tile_choices, (1, 2, 3, 4)):
         programs = -(-bucket // block_m) * (num_out // block_n) * splits
@@ -96,36 +102,76 @@ def _many_rows_configs(bucket: int, num_out: int, num_in: int) -> Iterator[tuple
         )  # fmt: skip
 
 
+def _prompt_configs() -> list[tuple[tuple[str, Any], ...]]:
+    """For thousands of rows, bound by the matrix unit."""
+    tile_choices = [
+        *[(128, 256, 64, 8, 3), (128, 256, 64, 8, 4), (256, 128, 64, 8, 3), (256, 128, 64, 8, 4)],
+        *[(128, 128, 64, 8, 4), (128, 128, 64, 4, 4), (128, 128, 128, 8, 3)],
+    ]
+    names = ("block_m", "block_n", "block_k", "num_warps", "num_stages")
+    return [tuple(zip(names, values)) for values in tile_choices]
+
+
+def _linear_configs(bucket: int, num_out: int, num_in: int) -> Iterator[tuple[tuple[str, Any], ...]]:
+    if bucket == 1:
+        return iter(_gemv_configs())
+    if bucket <= 64:
+        return _few_rows_configs(bucket, num_out, num_in)
+    if bucket <= 256:
+        return _many_rows_configs(bucket, num_out, num_in)
+    return iter(_prompt_configs())
+
+
+def _deterministic_configs(bucket: int, num_out: int, num_in: int) -> Iterator[tuple[tuple[str, Any], ...]]:
+    """The same tiles with the ranges of K that the weight's shape prescribes."""
+    splits = importlib.import_module("runtime.kernels.linear_config").deterministic_splits(num_out, num_in)
+    seen = set()
+    for config in _linear_configs(bucket, num_out, num_in):
+        values = {**dict(config), "splits": splits, "fold": bucket > 64 and splits > 1}
+        seen.add(tuple(values.items()))
+    return iter(sorted(seen, key=str))
+
+
 def _linear_candidates(model: str) -> Iterator[Candidate]:
-    cases = importlib.import_module("runtime.bench.kernel_cases")
-    for bucket in (1, 16, 64, 256, 32, 128):
-        for _, num_out, num_in, _ in cases.MODELS[model].weights:
-            problem = Problem("linear", f"{num_out}x{num_in}x{bucket}", model, (bucket, num_out, num_in))
-            if bucket == 1:
-                configs = iter(_gemv_configs())
-            elif bucket <= 64:
-                configs = _few_rows_configs(bucket, num_out, num_in)
-            else:
-                configs = _many_rows_configs(bucket, num_out, num_in)
-            yield from (Candidate(problem, config) for config in configs)
+    weights = importlib.import_module("runtime.bench.kernel_cases").MODELS[model].weights
+    for bucket, (_, num_out, num_in, _) in itertools.product((1, 16, 64, 256, 32, 128), weights):
+        problem = Problem("linear", f"{num_out}x{num_in}x{bucket}", model, (bucket, num_out, num_in))
+        yield from (Candidate(problem, config) for config in _linear_configs(bucket, num_out, num_in))
+    for bucket, (_, num_out, num_in, _) in itertools.product((16, 64, 256, 8192, 32, 128), weights):
+        if bucket == 8192 and num_out > 65536:  # an LM head never meets a prompt
+            continue
+        key = f"{num_out}x{num_in}x{bucket}_deterministic"
+        problem = Problem("linear", key, model, (bucket, num_out, num_in), deterministic=True)
+        yield from (Candidate(problem, config) for config in _deterministic_configs(bucket, num_out, num_in))
+
+
+def _token_attention_configs(deterministic: bool) -> Iterator[tuple[tuple[str, Any], ...]]:
+    grids = [
+        *[(64, 4, 3, 2), (64, 4, 5, 1), (64, 4, 2, 3), (64, 2, 3, 2), (64, 2, 2, 3), (64, 8, 3, 2), (128, 4, 3, 1)],
+        *[(32, 4, 4, 3), (32, 2, 4, 3), (32, 2, 3, 4), (32, 1, 3, 4), (32, 2, 2, 6), (16, 1, 4, 6), (16, 1, 3, 8)],
+    ]
+    if deterministic:  # its tile of keys is fixed
+        grids = [(64, *rest) for rest in ((4, 3, 2), (4, 4, 2), (4, 2, 3), (2, 3, 2), (2, 2, 3), (8, 3, 2), (4, 5, 1))]
+    for (key_tile, warps, stages, programs), min_share in itertools.product(grids, (1,) if deterministic else (1, 2)):
+        values = dict(key_tile=key_tile, num_warps=warps, num_stages=stages, programs_per_sm=programs)
+        yield tuple({**values, "min_share": min_share}.items())
 
 
 def _attention_candidates(model: str) -> Iterator[Candidate]:
     cases = importlib.import_module("runtime.bench.kernel_cases")
     row_bytes = str(cases.MODELS[model].heads.head_dim * 2)
-    token_shapes = [(64, 1000), (1, 1000), (8, 7000)]
-    for shape in token_shapes:
-        problem = Problem("token_attention", row_bytes, model, shape)
-        grids = [(64, 3, 2), (64, 4, 2), (64, 3, 3), (32, 4, 4), (32, 4, 3), (128, 3, 1), (64, 5, 1)]
-        for (key_tile, stages, programs), min_share, warps in itertools.product(grids, (1, 2), (4,)):
-            values = dict(key_tile=key_tile, num_warps=warps, num_stages=stages, programs_per_sm=programs)
-            yield Candidate(problem, tuple({**values, "min_share": min_share}.items()))
+    token_shapes = {"few": [(1, 1000), (8, 1000), (8, 7000)], "many": [(64, 1000), (256, 1000)]}
     for deterministic in (False, True):
-        key = row_bytes + ("_deterministic" if deterministic else "")
+        mode = "_deterministic" if deterministic else ""
+        for size, shapes in token_shapes.items():
+            for shape, config in itertools.product(shapes, _token_attention_configs(deterministic)):
+                key = f"{row_bytes}_{size}{mode}"
+                yield Candidate(Problem("token_attention", key, model, shape, deterministic), config)
+        key = row_bytes + mode
         problem = Problem("context_attention", key, model, (2, 4096), deterministic)
-        tiles = [(128, 64, 8), (64, 64, 4), (64, 64, 8)] + ([] if deterministic else [(128, 128, 8), (128, 32, 8)])
-        for (query_tile, key_tile, warps), stages in itertools.product(tiles, (1, 2, 3, 4)):
-            values = dict(query_tile=query_tile, key_tile=key_tile, num_warps=warps, num_stages=stages)
+        tiles = [(128, 64, 8), (64, 64, 4)] + ([] if deterministic else [(128, 128, 8), (64, 128, 4), (64, 32, 4)])
+        for (query_tile, key_tile, warps), stages, tma in itertools.product(tiles, (2, 3, 4), (False, True)):
+            values = dict(query_tile=query_tile, key_tile=key_tile, num_warps=warps, num_stages=stages, tma=tma)
             yield Candidate(problem, tuple(values.items()))
 
 
@@ -161,7 +207,7 @@ def _linear(candidate: Candidate, device: Any, num_sets: int) -> tuple[Callable[
     values = dict(candidate.config)
     if LIBRARY in values:
         return lambda w: torch.mm(x, w.t(), out=out), weights
-    if num_rows == 1:
+    if num_rows == 1 and not candidate.problem.deterministic:
         gemv = configs.GemvConfig(**values)
         return lambda w: linear.launch_gemv(x, w, None, out, gemv), weights
     gemm = configs.GemmConfig(**values)
@@ -243,7 +289,7 @@ def _compile(candidate: Candidate) -> str | None:
         call, sets = launcher(candidate, torch.device("cpu"), 1)
         call(sets[0])
     except Exception as e:
-        return f"{type(e).__name__}: {str(e)[:200]}"
+        return f"{type(e).__name__}: {str(e)[-700:]}"
     return None
 
 
@@ -263,7 +309,7 @@ def _measure(candidate: Candidate) -> dict[str, Any]:
         call, sets = launcher(candidate, torch.device("cuda"), num_sets)
         row["us"] = round(timing.microseconds(call, sets, num_replays=5, min_calls=8), 2)
     except Exception as e:
-        row["error"] = f"{type(e).__name__}: {str(e)[:200]}"
+        row["error"] = f"{type(e).__name__}: {str(e)[-700:]}"
     return row
 
 
@@ -288,13 +334,14 @@ def _best_entries(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def _write_table(found: dict[str, dict[str, Any]], device_name: str, folder: Path) -> Path:
+def _write_table(found: dict[str, dict[str, Any]], device_name: str, capability: tuple[int, int], folder: Path) -> Path:
     name = f"{device_name.replace(' ', '_')}.json"
     committed = ROOT / "kernels" / "configs" / name
     table = json.loads(committed.read_text()) if committed.exists() else {}
     for op, entries in found.items():
         table.setdefault(op, {}).update(entries)
-    lines = []
+    lines = [f'  "compute_capability": {json.dumps(list(capability))}']
+    table.pop("compute_capability", None)
     for op, entries in sorted(table.items()):
         inside = ",\n".join(f"    {json.dumps(key)}: {json.dumps(entry)}" for key, entry in sorted(entries.items()))
         lines.append(f"  {json.dumps(op)}: {{\n{inside}\n  }}")
@@ -322,18 +369,21 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for tuning.jsonl and the table")
     parser.add_argument("--minutes", type=float, default=3.0, help="stop timing after this long, compilation included")
     parser.add_argument("--model", default="llama-3.1-8b", help="names with commas between, most important first")
-    parser.add_argument("--only", default="token_attention,context_attention,linear", help="ops, with commas between")
+    parser.add_argument("--only", default=",".join(KINDS), help="what to tune, with commas between")
+    parser.add_argument("--rows", default="", help="of linear: tune these buckets of rows alone, with commas between")
     parser.add_argument("--compile-only", type=int, metavar="ARCH", help="compile the candidates for ARCH and stop")
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton-cache"))
     check_kernels.make_importable()
+    rows_wanted = args.rows.split(",")
     candidates = [
         candidate
         for model in args.model.split(",")
         for candidate in itertools.chain(_attention_candidates(model), _linear_candidates(model))
-        if candidate.problem.op in args.only.split(",")
+        if candidate.problem.kind in args.only.split(",")
+        and not (args.rows and candidate.problem.op == "linear" and str(candidate.problem.shape[0]) not in rows_wanted)
     ]
     import torch
 
@@ -356,7 +406,7 @@ def main() -> int:
             elif args.compile_only is not None:
                 continue
             elif time.monotonic() < deadline:
-                if candidate.problem.op == "linear" and candidate.problem not in measured:
+                if candidate.problem.kind == "linear" and candidate.problem not in measured:
                     rows.append(_measure(Candidate(candidate.problem, ((LIBRARY, True),))))
                 measured.add(candidate.problem)
                 rows.append(_measure(candidate))
@@ -368,7 +418,8 @@ def main() -> int:
     print(*sorted({f"  {row['op']}: {row['error'][:160]}" for row in failures})[:8], sep="\n")
     if args.compile_only is None:
         _print_best(rows)
-        print(_write_table(_best_entries(rows), torch.cuda.get_device_name(), args.out))
+        table = _best_entries(rows)
+        print(_write_table(table, torch.cuda.get_device_name(), torch.cuda.get_device_capability(), args.out))
     return 0
 
 

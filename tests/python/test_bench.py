@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.bench.latency import SCENARIOS, StepClock, prompts
-from runtime.bench.limits import decode_step_s, on_paper
+from runtime.bench import suite
+from runtime.bench.latency import StepClock
+from runtime.bench.limits import decode_step_s, offline_s, on_paper
+from runtime.bench.scenarios import LATENCY, Scenario, decode_prompts, offline_prompts, offline_scenario
+from runtime.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "docs" / "benchmarks" / "configs"
 
@@ -23,11 +26,44 @@ CONFIGS = Path(__file__).parents[2] / "docs" / "benchmarks" / "configs"
     ],
 )
 def test_limits_are_bytes_and_flops(model, scenario, expected_ms):
-    shape = SCENARIOS[scenario]
+    shape = LATENCY[scenario]
     context = shape.input_len + shape.output_len / 2
     limit = decode_step_s(on_paper(CONFIGS / model), shape.batch, context, "NVIDIA H200")
     assert limit * 1e3 == pytest.approx(expected_ms, rel=0.015)
     assert decode_step_s(on_paper(CONFIGS / model), shape.batch, context, "a CPU") is None
+
+
+@pytest.mark.parametrize(
+    "model, scenario, expected",
+    [
+        ("llama-3.1-8b", "prefill_16x4096", 52400),
+        ("llama-3.1-8b", "mixed_256", 13700),
+        ("qwen3-0.6b", "mixed_256", 36500),
+    ],
+)
+def test_limits_of_closed_batches(model, scenario, expected):
+    chosen = offline_scenario(scenario)
+    limit = chosen.num_tokens() / offline_s(on_paper(CONFIGS / model), chosen, "NVIDIA H200")
+    assert limit == pytest.approx(expected, rel=0.03)  # the lengths are drawn
+
+
+def test_shared_prompts_share_what_they_should():
+    made = offline_prompts(offline_scenario("prefix_512").requests, 32000)
+    assert len(made) == 512 and {len(prompt) for prompt in made} == {2048 + 64}
+    assert len({tuple(prompt[:2048]) for prompt in made}) == 1
+    assert len({tuple(prompt[2048:]) for prompt in made}) == 512
+
+
+def test_the_suite_names_what_it_does_not_know():
+    with pytest.raises(ConfigError, match="decode_b65.*decode_b64"):
+        list(suite.run(None, ["decode_b65"], {}))
+
+
+def test_the_suite_gives_a_row_for_each_scenario(monkeypatch):
+    monkeypatch.setitem(LATENCY, "decode_b8", Scenario(batch=2, input_len=8, output_len=4))
+    rows = list(suite.run(None, ["startup", "decode_b8"], {"device": "cpu", "num_kv_blocks": 64}, repeat=1))
+    assert [row["scenario"] for row in rows] == ["startup", "decode_b8"]
+    assert rows[0]["s"] > 0 and rows[1]["batch"] == 2 and rows[1]["tpot_ms"] > 0
 
 
 def test_the_clock_takes_steps_of_the_batch_alone():
@@ -41,6 +77,6 @@ def test_the_clock_takes_steps_of_the_batch_alone():
 
 
 def test_prompts_are_seeded_and_share_nothing():
-    made = prompts(SCENARIOS["decode_b8"], 32000)
-    assert made == prompts(SCENARIOS["decode_b8"], 32000) and len(made) == 8 and {len(p) for p in made} == {1000}
+    made = decode_prompts(LATENCY["decode_b8"], 32000)
+    assert made == decode_prompts(LATENCY["decode_b8"], 32000) and len(made) == 8 and {len(p) for p in made} == {1000}
     assert len({tuple(prompt[:16]) for prompt in made}) == 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-BLOCK_SIZE = 16
+BLOCK_SIZE = 64
 
 
 @dataclass(frozen=True)

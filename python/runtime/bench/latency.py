@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from runtime.bench.limits import decode_step_s, on_paper
 from runtime.bench.report import device_name
+from runtime.bench.scenarios import Scenario, decode_prompts, greedy
 from runtime.engine import Knobs
 from runtime.engine.model_runner import ModelRunner, Step
-from runtime.errors import ConfigError, did_you_mean
 from runtime.llm import LLM
-from runtime.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from runtime.basemodel import InferStateInfo
@@ -25,34 +22,20 @@ if TYPE_CHECKING:
 PHASES = ("prepare_step", "model", "sample")
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """`batch` requests with `input_len` tokens of context, `output_len` steps."""
-
-    batch: int
-    input_len: int = 1000
-    output_len: int = 256
-
-
-SCENARIOS = {
-    **{f"decode_b{batch}": Scenario(batch) for batch in (1, 8, 64, 256)},
-    "decode_b8_long": Scenario(8, input_len=7000),
-}
-
-
-def scenario(name: str) -> Scenario:
-    if name not in SCENARIOS:
-        raise ConfigError(f"unknown scenario {name!r}{did_you_mean(name, SCENARIOS)}", hint=", ".join(SCENARIOS))
-    return SCENARIOS[name]
-
-
 class StepClock:
-    """Wall time of each step, and of its phases, in seconds."""
+    """When each step began, how many rows it decoded (-1: it also had a prompt), and its phases, in seconds.
+
+    On CUDA a step is launched when the one two before it has ended, so that launches follow each other as steps do.
+    """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         self.starts: list[float] = []
         self.batches: list[int] = []
         self.phases: dict[str, list[float]] = {name: [] for name in PHASES}
+        self.gaps = GapLog()
 
     def add(self, phase: str, since: float) -> None:
         self.phases[phase].append(time.perf_counter() - since)
@@ -62,109 +45,172 @@ class StepClock:
         found = []
         for i, (start, following) in enumerate(zip(self.starts, self.starts[1:])):
             if self.batches[i] == self.batches[i + 1] == batch:
-                found.append((following - start, {name: self.phases[name][i] for name in PHASES}))
+                phases = {name: times[i] for name, times in self.phases.items() if i < len(times)}
+                found.append((following - start, phases))
         return found
 
+    def mean_decode_step_s(self, batch: int) -> float:
+        """Mean time of a step in which `batch` rows decoded."""
+        return statistics.mean(wall for wall, _ in self.decode_steps(batch))
 
-def timed_runner(clock: StepClock) -> type[ModelRunner]:
-    """A ModelRunner that writes down when it did what."""
+
+class GapLog:
+    """CUDA events at the borders of steps."""
+
+    def __init__(self) -> None:
+        self._prepared: list[torch.cuda.Event] = []
+        self._ended: list[torch.cuda.Event] = []
+        self._was_late: list[bool] = []
+
+    def prepared(self) -> None:
+        """A step's first op, `prepare_step`, has been queued."""
+        self._prepared.append(_recorded_event())
+
+    def queued(self) -> None:
+        """A step has been queued as a whole."""
+        # the device ran dry if the step before had ended by now
+        self._was_late.append(bool(self._ended) and self._ended[-1].query())  # type: ignore[no-untyped-call]
+        self._ended.append(_recorded_event())
+
+    def figures(self, steps: list[int]) -> dict[str, float]:
+        """Microseconds from the end of a step to the point where the next one's inputs are ready, over those steps.
+
+        That is idle time, the copy of the plan and `prepare_step`. `late_pct`: the share of steps that were not queued
+        as a whole when the step before them ended; only then can the host have kept the device waiting.
+        """
+        gaps = sorted(1e3 * self._ended[i].elapsed_time(self._prepared[i + 1]) for i in steps)
+        late = sum(self._was_late[i + 1] for i in steps)
+        return {
+            "gap_p50_us": round(gaps[len(gaps) // 2], 1),
+            "gap_p99_us": round(gaps[int(0.99 * (len(gaps) - 1))], 1),
+            "late_pct": round(100 * late / len(steps), 2),
+        }
+
+
+def _recorded_event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def timed_runner(clock: StepClock, *, phases: bool = False, gaps: bool = False) -> type[ModelRunner]:
+    """A ModelRunner that writes down when it did what.
+
+    Args:
+        phases: also the host's time in each phase of a step; on a CPU these run inside the step.
+        gaps: also CUDA events between steps.
+    """
 
     class TimedRunner(ModelRunner):
         def launch(self, buffer: int) -> Step:
             clock.starts.append(time.perf_counter())
             step = super().launch(buffer)
             clock.batches.append(step.num_rows if step.is_decode else -1)
+            if gaps:
+                clock.gaps.queued()
             return step
 
         def prepare(self, plan: torch.Tensor) -> None:
             since = time.perf_counter()
             super().prepare(plan)
-            clock.add("prepare_step", since)
+            if phases:
+                clock.add("prepare_step", since)
+            if gaps:
+                clock.gaps.prepared()
 
         def forward(self, input_ids: torch.Tensor, infer_state: InferStateInfo) -> torch.Tensor:
             since = time.perf_counter()
             logits = super().forward(input_ids, infer_state)
-            clock.add("model", since)
+            if phases:
+                clock.add("model", since)
             return logits
 
         def sample(self, logits: torch.Tensor, outputs: StepOutputs, *, greedy_only: bool) -> None:
             since = time.perf_counter()
             super().sample(logits, outputs, greedy_only=greedy_only)
-            clock.add("sample", since)
+            if phases:
+                clock.add("sample", since)
 
     return TimedRunner
 
 
-def prompts(scenario: Scenario, vocab_size: int, seed: int = 0) -> list[list[int]]:
-    """Random token ids; nothing is shared between them."""
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, vocab_size, scenario.input_len).tolist() for _ in range(scenario.batch)]
+def run_once(llm: LLM, scenario: Scenario) -> None:
+    params = greedy(scenario.output_len)
+    llm.generate(decode_prompts(scenario, llm.vocab_size), params, use_tqdm=False)
+    llm.reset_prefix_cache()
 
 
-def run_once(llm: LLM, scenario: Scenario) -> float:
-    """Mean seconds from one output token to the next, over all requests: (E2E - TTFT) / (output tokens - 1)."""
-    params = SamplingParams(temperature=0.0, max_tokens=scenario.output_len, ignore_eos=True, detokenize=False)
-    outputs = llm.generate(prompts(scenario, llm.vocab_size), params, use_tqdm=False)
-    return statistics.mean(_tpot(out.metrics) for out in outputs)
+def measure(llm: LLM, clock: StepClock, scenario: Scenario, repeat: int = 3) -> dict[str, Any]:
+    """Mean milliseconds of a step in which all requests decode, the median of `repeat` runs; `limit` in ms.
 
-
-def measure(model: str | None, scenario: Scenario, arguments: dict[str, Any], repeat: int = 3) -> dict[str, Any]:
-    """Time per output token in ms, the median of `repeat` runs after one that warms up; `limit` in ms."""
-    with LLM(model, **_fit(scenario, arguments)) as llm:
-        times = []
-        for i in range(repeat + 1):
-            tpot = run_once(llm, scenario)
-            llm.reset_prefix_cache()
-            if i:
-                times.append(tpot)
-        device, dtype = llm.device, llm.dtype
-    tpot = statistics.median(times)
-    row = {"dtype": dtype, "tpot_ms": round(tpot * 1e3, 4), "tok_s": round(scenario.batch / tpot, 1), "on": device}
+    Args:
+        llm: with a runner of `timed_runner(clock)`.
+    """
+    times = []
+    for i in range(repeat + 1):  # the first one warms up
+        clock.clear()
+        run_once(llm, scenario)
+        if i:
+            times.append(clock.mean_decode_step_s(scenario.batch))
+    step = statistics.median(times)
+    row = {"dtype": llm.dtype, "tpot_ms": round(step * 1e3, 4), "tok_s": round(scenario.batch / step, 1)}
     context = scenario.input_len + scenario.output_len / 2
-    limit = decode_step_s(on_paper(llm.config.model_dir), scenario.batch, context, device_name(device))
+    limit = decode_step_s(on_paper(llm.config.model_dir), scenario.batch, context, device_name(llm.device))
     if limit is not None:
-        row |= {"limit": round(limit * 1e3, 4), "pct_of_limit": round(100 * limit / tpot, 1)}
+        row |= {"limit": round(limit * 1e3, 4), "pct_of_limit": round(100 * limit / step, 1)}
     return row
 
 
-def overhead(model: str | None, scenario: Scenario, arguments: dict[str, Any], num_steps: int = 1000) -> dict[str, Any]:
+def gaps(llm: LLM, clock: StepClock, scenario: Scenario) -> dict[str, Any]:
+    """What lies between two steps of one run on CUDA; see `GapLog.figures`.
+
+    Args:
+        llm: with a runner of `timed_runner(clock, gaps=True)`.
+    """
+    run_once(llm, scenario)
+    clock.clear()
+    run_once(llm, scenario)
+    torch.cuda.synchronize()
+    batches = clock.batches
+    steps = [i for i in range(len(batches) - 1) if batches[i] == batches[i + 1] == scenario.batch]
+    return {"dtype": llm.dtype, "steps": len(steps), **clock.gaps.figures(steps)}
+
+
+def overhead(llm: LLM, clock: StepClock, scenario: Scenario, num_steps: int = 1000) -> dict[str, Any]:
     """A step's wall time minus the time inside prepare_step, model and sampler, as medians over `num_steps` steps.
 
     On a CPU, where these run inside the step.
+
+    Args:
+        llm: with a runner of `timed_runner(clock, phases=True)`.
     """
-    clock = StepClock()
-    knobs = Knobs(runner_class=timed_runner(clock))
-    with LLM._with_knobs(knobs, model, **_fit(scenario, {**arguments, "device": "cpu"})) as llm:
-        run_once(llm, scenario)  # warms up
-        steps: list[tuple[float, dict[str, float]]] = []
-        while len(steps) < num_steps:
-            run_once(llm, scenario)
-            steps = clock.decode_steps(scenario.batch)[-num_steps:]
-        dtype = llm.dtype
+    run_once(llm, scenario)  # warms up
+    steps: list[tuple[float, dict[str, float]]] = []
+    while len(steps) < num_steps:
+        run_once(llm, scenario)
+        steps = clock.decode_steps(scenario.batch)[-num_steps:]
     rest = [wall - sum(phases.values()) for wall, phases in steps]
     return {
-        "dtype": dtype,
+        "dtype": llm.dtype,
         "steps": len(steps),
         "step_us": _median_us([wall for wall, _ in steps]),
         **{f"{name}_us": _median_us([phases[name] for _, phases in steps]) for name in PHASES},
         "overhead_us": _median_us(rest),
-        "on": "cpu",
     }
 
 
-def _tpot(metrics: Any) -> float:
-    return float((metrics.e2e_s - metrics.ttft_s) / max(metrics.output_tokens - 1, 1))
+def engine_for(
+    model: str | None, arguments: dict[str, Any], clock: StepClock, *, phases: bool = False, gaps: bool = False
+) -> LLM:
+    """An LLM whose steps `clock` sees."""
+    knobs = Knobs(runner_class=timed_runner(clock, phases=phases, gaps=gaps))
+    return LLM._with_knobs(knobs, model, **{**arguments, "skip_tokenizer_init": True})
+
+
+def fit(scenario: Scenario) -> dict[str, int]:
+    """Arguments of an LLM in which all requests of the scenario run together."""
+    return {"max_num_seqs": scenario.batch, "max_model_len": scenario.input_len + scenario.output_len}
 
 
 def _median_us(seconds: list[float]) -> float:
     return round(statistics.median(seconds) * 1e6, 1)
-
-
-def _fit(scenario: Scenario, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of an LLM in which all requests of the scenario run together."""
-    wanted: dict[str, Any] = {
-        "skip_tokenizer_init": True,
-        "max_num_seqs": scenario.batch,
-        "max_model_len": scenario.input_len + scenario.output_len,
-    }
-    return {**arguments, **wanted}

@@ -243,6 +243,7 @@ class Engine:
         knobs = self._knobs
         steps = knobs.num_steps_in_flight or (2 if self.device == "cuda" else 1)
         loaded = load_model(self.config, self.device)
+        logger.info("model loaded after %.1f s", time.perf_counter() - begin)
         self._describe(loaded)
         if self.device == "cpu":
             torch.set_num_threads(_num_threads(loaded))
