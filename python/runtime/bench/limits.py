@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from runtime.bench.scenarios import Offline
 
 # measured: bytes/s of a device copy, read and written; FLOP/s of a large bfloat16 matrix product of random values
-DEVICES = {"NVIDIA H200": (4.3e12, 788e12)}
+DEVICES = {
+    "NVIDIA H200": (4.3e12, 788e12),
+    "NVIDIA H100 80GB HBM3": (3.0e12, 780e12),
+}
 
 
 def decode_step_s(model: TpPartBaseModel, batch: int, context: float, device_name: str) -> float | None:
