@@ -47,6 +47,11 @@ class Scoring:
     soft_cap: float
     deterministic: bool
 
+    @property
+    def is_plain(self) -> bool:
+        """A scaled product and nothing else, in any order of addition."""
+        return not (self.alibi_slopes is not None or self.sliding_window or self.soft_cap or self.deterministic)
+
     def kernel_arguments(self) -> dict[str, Any]:
         return dict(
             slopes_ptr=self.alibi_slopes,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from . import launch
 from .attention_tile import (
     DETERMINISTIC_SPLIT,
     MIN_SCORE,
@@ -150,6 +153,12 @@ def _context_attention_kernel(
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+def num_query_tiles(num_tokens: int, batch: int, max_new_tokens: int, tokens: int) -> int:
+    """An upper bound of the tiles of `tokens` query tokens; a row ends with at most one partial tile."""
+    most: int = min(triton.cdiv(num_tokens, tokens) + batch, batch * triton.cdiv(max_new_tokens, tokens))
+    return most
+
+
 def launch_context_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -166,12 +175,16 @@ def launch_context_attention(
     """Attention of the rows with more than one new token."""
     batch, head_dim = b_seq_len.shape[0], q.shape[2]
     tensors = tensor_arguments(q, k_cache, v_cache, b_loc, out)
+    if config is None and scoring.is_plain and launch.capability(q.device) == (9, 0):
+        hopper = importlib.import_module(".context_attention_hopper", __package__)
+        if hopper.supports(q, k_cache, v_cache):
+            most_tiles = num_query_tiles(q.shape[0], batch, max_new_tokens, hopper.ROWS // tensors["GROUP"])
+            hopper.launch(q, k_cache, v_cache, b_loc, b_row, b_start_loc, b_seq_len, most_tiles, out, scoring)
+            return
     config = config or context_attention_config(q.device, head_dim, q.dtype, scoring.deterministic)
     key_tile = default_key_tile(head_dim, q.dtype) if scoring.deterministic else config.key_tile
     rows = max(config.query_tile, triton.next_power_of_2(tensors["GROUP"]))
-    tokens = rows // tensors["GROUP"]
-    # a row ends with at most one partial tile
-    most_tiles = min(triton.cdiv(q.shape[0], tokens) + batch, batch * triton.cdiv(max_new_tokens, tokens))
+    most_tiles = num_query_tiles(q.shape[0], batch, max_new_tokens, rows // tensors["GROUP"])
     tma = config.tma and k_cache.shape[2] % key_tile == 0 and _can_use_tma(k_cache) and _can_use_tma(v_cache)
     if tma:
         box = [key_tile, tensors["DIM"]]

@@ -13,10 +13,13 @@ from .attention_tile import dot_precision
 from .device import supports_tma
 from .launch import pdl_options
 from .linear_config import GemmConfig, GemvConfig, deterministic_gemm_config, linear_config
+from .prefetch import LINE, prefetch_l2
 from .workspace import workspace
 
 # Ranges of K begin at multiples of this, so that every BLOCK_K adds the same products in the same order.
 K_ALIGNMENT = 128
+# Of the weight, by each program before the wait for x, where reading the weight is what counts.
+PREFETCH_BYTES = 32 << 10
 
 
 @triton.jit
@@ -124,6 +127,7 @@ def _product(
 def _gemm_kernel(
     x,
     weight,
+    weight_ptr,
     bias_ptr,
     out_ptr,
     partial_ptr,
@@ -144,6 +148,7 @@ def _gemm_kernel(
     SPLITS: tl.constexpr,
     FOLD: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PREFETCH_LINES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -167,11 +172,15 @@ def _gemm_kernel(
     group_m = tl.minimum(num_m - first_m, GROUP_M)
     row = (first_m + tile % per_group % group_m) * BLOCK_M
     col = tile % per_group // group_m * BLOCK_N
+    k_start = split * k_split
     if USE_PDL:
+        if PREFETCH_LINES > 0:  # the weight is older than the kernel that makes x
+            ahead = k_start + tl.arange(0, PREFETCH_LINES) * (LINE // weight_ptr.dtype.element_ty.itemsize)
+            weight_rows = tl.minimum(col + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
+            prefetch_l2(weight_ptr + weight_rows[:, None] * weight_stride + tl.minimum(ahead, K - 1)[None, :])
         gdc_wait()
         gdc_launch_dependents()
 
-    k_start = split * k_split
     acc = _product(
         x, weight, row, col, k_start, tl.minimum(k_start + k_split, K), M, N, K, x_stride, weight_stride,
         TMA, SWAP, EVEN, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
@@ -261,6 +270,7 @@ def launch_gemm(
     _gemm_kernel[(tiles if fold else tiles * splits,)](
         x=TensorDescriptor.from_tensor(x, [config.block_m, config.block_k]) if tma else x,
         weight=TensorDescriptor.from_tensor(weight, [config.block_n, config.block_k]) if tma else weight,
+        weight_ptr=weight,
         bias_ptr=bias,
         out_ptr=out,
         partial_ptr=None if fold else workspace("linear_partial", partials, torch.float32, device),
@@ -280,6 +290,7 @@ def launch_gemm(
         SPLITS=splits,
         FOLD=fold,
         GROUP_M=8,
+        PREFETCH_LINES=triton.cdiv(PREFETCH_BYTES, 128 * config.block_n) if config.block_m <= 64 else 0,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,

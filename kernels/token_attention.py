@@ -14,12 +14,14 @@ from .attention_tile import (
     attend_range,
     default_key_tile,
     finish_row_sum,
+    load_block_ids,
     merge_partial,
     start_row_sum,
     tensor_arguments,
 )
 from .device import num_sms
 from .launch import pdl_options
+from .prefetch import LINE, prefetch_l2
 from .tile_config import TokenAttentionConfig, token_attention_config
 from .workspace import workspace
 
@@ -84,6 +86,45 @@ def _reduce_at_once(
         acc = acc * alpha[:, None] + tl.sum(part * weight[:, :, None], 0)
         row_max = new_max
     return acc, row_sum
+
+
+@triton.jit
+def _locate(unit, ends, b_seq_len_ptr, sliding_window, HAS_WINDOW: tl.constexpr, UNIT: tl.constexpr):
+    """Where a unit of work lies: (row, its length, its first unit that the window sees, head, units of the pair)."""
+    passed = ends <= unit
+    row = tl.sum(passed.to(tl.int32), 0)
+    row_start = tl.max(tl.where(passed, ends, 0), 0)
+    seq_len = tl.load(b_seq_len_ptr + row)
+    first_unit = 0
+    if HAS_WINDOW:
+        first_unit = tl.maximum(seq_len - sliding_window, 0) // UNIT
+    row_units = tl.cdiv(seq_len, UNIT) - first_unit
+    head = (unit - row_start) // row_units
+    pair_start = row_start + head * row_units
+    return row, seq_len, first_unit, head, pair_start, pair_start + row_units
+
+
+@triton.jit
+def _prefetch_tile(
+    cache_ptr,
+    block_ids,
+    head,
+    start,
+    stride_block,
+    stride_head,
+    stride_token,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    KEY_TILE: tl.constexpr,
+):
+    """K or V of the tile from `start` on, past the end of the row from the padding block."""
+    PER_LINE: tl.constexpr = LINE // cache_ptr.dtype.element_ty.itemsize
+    LINES: tl.constexpr = (DIM + PER_LINE - 1) // PER_LINE
+    dims = tl.minimum(tl.arange(0, LINES) * PER_LINE, HEAD_DIM - 1)
+    offsets = (start + tl.arange(0, KEY_TILE)) % BLOCK_SIZE * stride_token
+    tokens = block_ids.to(tl.int64) * stride_block + head.to(tl.int64) * stride_head + offsets
+    prefetch_l2(cache_ptr + tokens[:, None] + dims[None, :])
 
 
 @triton.jit
@@ -164,21 +205,28 @@ def _token_attention_kernel(
     dims = tl.arange(0, DIM)
     q_mask = (group < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
     if USE_PDL:
+        if unit < stop:  # tables and KV cache, but for the newest token, are older than the kernel that makes q
+            row, seq_len, first_unit, head, pair_start, _ = _locate(
+                unit, ends, b_seq_len_ptr, sliding_window, HAS_WINDOW, UNIT
+            )
+            table_ptr = b_loc_ptr + tl.load(b_row_ptr + row).to(tl.int64) * b_loc_stride
+            start = (first_unit + unit - pair_start) * UNIT
+            block_ids = load_block_ids(table_ptr, start, seq_len, BLOCK_SIZE, KEY_TILE)
+            _prefetch_tile(
+                k_cache, block_ids, head, start, k_stride_block, k_stride_head, k_stride_token,
+                HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE,
+            )  # fmt: skip
+            _prefetch_tile(
+                v_cache, block_ids, head, start, v_stride_block, v_stride_head, v_stride_token,
+                HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE,
+            )  # fmt: skip
         gdc_wait()
         gdc_launch_dependents()
 
     while unit < stop:
-        passed = ends <= unit
-        row = tl.sum(passed.to(tl.int32), 0)
-        row_start = tl.max(tl.where(passed, ends, 0), 0)
-        seq_len = tl.load(b_seq_len_ptr + row)
-        first_unit = 0
-        if HAS_WINDOW:
-            first_unit = tl.maximum(seq_len - sliding_window, 0) // UNIT
-        row_units = tl.cdiv(seq_len, UNIT) - first_unit
-        head = (unit - row_start) // row_units
-        pair_start = row_start + head * row_units
-        pair_stop = pair_start + row_units
+        row, seq_len, first_unit, head, pair_start, pair_stop = _locate(
+            unit, ends, b_seq_len_ptr, sliding_window, HAS_WINDOW, UNIT
+        )
         run_stop = tl.minimum(stop, pair_stop)
         if DETERMINISTIC:
             run_stop = unit + 1
@@ -226,7 +274,7 @@ def _token_attention_kernel(
         else:
             if DETERMINISTIC:
                 slot = unit
-                num_partials = row_units
+                num_partials = pair_stop - pair_start
             else:
                 slot = 2 * program + (unit == pair_start).to(tl.int32)
                 num_partials = (pair_stop - 1) // share - pair_start // share + 1

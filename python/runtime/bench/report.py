@@ -36,7 +36,12 @@ def device_name(device: str) -> str:
 
 
 def commit() -> str | None:
-    """The revision of the source tree, with "+" where files differ from it; None outside of one."""
+    """The revision of the source tree, with "+" where files differ from it; None outside of one.
+
+    $SOURCE_COMMIT says it where a copy of the tree was sent without its history.
+    """
+    if os.environ.get("SOURCE_COMMIT"):
+        return os.environ["SOURCE_COMMIT"]
     folder = Path(__file__).resolve().parent
     try:
         found = subprocess.run(

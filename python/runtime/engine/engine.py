@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 import time
@@ -234,7 +235,8 @@ class Engine:
             self._die(error)
         finally:
             self._cancel_commands()
-            del self._runner  # and with it the model's memory
+            del self._runner
+            gc.collect()  # runner and graphs refer to each other: the model's memory goes now, not some day
 
     def _start(self) -> None:
         begin = time.perf_counter()
