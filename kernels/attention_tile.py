@@ -13,23 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
-LOG2_E = 1.4426950408889634
+from .attention_shapes import padded_dim
 
-# Tokens of context that one partial result covers in deterministic mode, counted from position 0.
-DETERMINISTIC_SPLIT = 256
+LOG2_E = 1.4426950408889634
 
 # Start of a running maximum: finite, so that a row whose keys are all masked stays free of NaN.
 MIN_SCORE = tl.constexpr(-1.0e30)
-
-
-def padded_dim(head_dim: int) -> int:
-    """Head dimension as a tile holds it: a power of two that the matrix unit takes."""
-    return max(16, int(triton.next_power_of_2(head_dim)))
-
-
-def default_key_tile(head_dim: int, dtype: torch.dtype) -> int:
-    """Keys of a tile, so that one tile of K is 16 KiB."""
-    return max(16, min(64, 16384 // (padded_dim(head_dim) * dtype.itemsize)))
 
 
 def dot_precision(dtype: torch.dtype) -> str:

@@ -8,12 +8,11 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .attention_shapes import DETERMINISTIC_SPLIT, default_key_tile
 from .attention_tile import (
-    DETERMINISTIC_SPLIT,
     MIN_SCORE,
     Scoring,
     attend_range,
-    default_key_tile,
     finish_row_sum,
     merge_partial,
     start_row_sum,

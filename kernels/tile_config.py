@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import launch
-from .attention_tile import default_key_tile, padded_dim
+from .attention_shapes import default_key_tile, padded_dim
 from .device import device_name
 
 _FEW_ROWS = 16  # of a decode batch that may not fill the device

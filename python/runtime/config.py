@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import ConfigError, DeviceNotFoundError, did_you_mean, shorten
+from runtime.errors import ConfigError, did_you_mean, shorten
 
 BUILTIN_MODEL = Path(__file__).parent / "assets" / "builtin"
 
@@ -131,20 +131,6 @@ class EngineConfig:
     @property
     def tokenizer_dir(self) -> Path:
         return self.model_dir if self.tokenizer is None else Path(self.tokenizer)
-
-    def resolve_device(self) -> str:
-        """ "cpu" or "cuda"; ConfigError where CUDA is asked for and there is none."""
-        if self.device == "cpu":
-            return "cpu"
-        import torch
-
-        if torch.cuda.is_available():
-            return "cuda"
-        if self.device == "cuda":
-            raise DeviceNotFoundError(
-                "device='cuda': torch sees no CUDA device", hint="device='cpu' works; `runtime doctor` says why"
-            )
-        return "cpu"
 
     def resolve_num_batched_tokens(self, device: str) -> int:
         return self.max_num_batched_tokens or _DEFAULT_NUM_BATCHED_TOKENS[device]
