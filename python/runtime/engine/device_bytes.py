@@ -101,7 +101,7 @@ class DeviceBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.allocator = CachingAllocator()
+        self.allocator: CachingAllocator = CachingAllocator()
         self._known: set[int] = set()
 
     @classmethod

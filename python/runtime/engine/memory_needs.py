@@ -163,6 +163,13 @@ def _graph_bytes(model: TpPartBaseModel, config: EngineConfig) -> int:
 
 def step_bytes(model: TpPartBaseModel, num_rows: int, num_tokens: int, *, is_prefill: bool) -> int:
     """Bytes that torch's allocator reserves for the tensors of one step of a model on meta, logits included."""
+    counted = DeviceBytes()
+    run_step(model, num_rows, num_tokens, counted, is_prefill=is_prefill)
+    return counted.allocator.reserved
+
+
+def run_step(model: TpPartBaseModel, num_rows: int, num_tokens: int, counted: DeviceBytes, *, is_prefill: bool) -> None:
+    """The forward pass of a step of a model on meta; `counted` sees its tensors, but not the step inputs."""
 
     def ints(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -183,7 +190,5 @@ def step_bytes(model: TpPartBaseModel, num_rows: int, num_tokens: int, *, is_pre
         # given, because torch's subtraction on meta imports its compiler, which takes seconds
         "logits_index": ints(num_rows, dtype=torch.int64) if is_prefill else None,
     }
-    with DeviceBytes() as counted:
+    with counted:
         model.run(input_ids, model.make_infer_state(input_ids, **fields))
-    reserved: int = counted.allocator.reserved
-    return reserved
