@@ -43,7 +43,7 @@ def _cuda_op(name: str) -> Callable[..., Any]:
 def _by_device(reference_op: Callable[P, R]) -> Callable[P, R]:
     """The op itself, dispatched on the device of its first argument, which is passed by position."""
     name = reference_op.__name__
-    shape_op: Callable[..., Any] = getattr(shapes, name)
+    shape_op: Callable[..., Any] = getattr(shapes, name, reference_op)
 
     @functools.wraps(reference_op)
     def dispatch(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -51,7 +51,7 @@ class EngineConfig:
         max_num_seqs: most requests in one step.
         max_num_batched_tokens: most tokens in one step; longer prompts are computed in chunks.
         block_size: tokens in one KV block, a power of two.
-        gpu_memory_utilization: share of the device's memory for weights and KV cache together.
+        gpu_memory_utilization: share of the device's memory that may be in use, other processes' included.
         kv_cache_memory_bytes, num_kv_blocks: size of the KV cache, in bytes or in blocks; at most one of them.
         deterministic: the same tokens and logprobs, bit for bit, however requests are batched.
         seed: base of the seeds of requests that bring none.

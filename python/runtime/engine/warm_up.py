@@ -44,7 +44,7 @@ def warm_up_steps(max_num_seqs: int, max_num_batched_tokens: int, *, with_decode
         halves.append(tokens)
     few = representatives(min(max_num_batched_tokens, _MAX_FEW_ROWS))
     rows = representatives(most_rows)
-    steps = [WarmUpStep(most_rows, max_num_batched_tokens, True), WarmUpStep(1, 1, True)]
+    steps = [WarmUpStep(most_rows, max_num_batched_tokens, True)]
     steps += [WarmUpStep(1, tokens, True) for tokens in halves + few]
     # a row with two tokens and others with one: both attention kernels
     steps += [WarmUpStep(count, min(count + 1, max_num_batched_tokens), True) for count in rows]
