@@ -282,6 +282,8 @@ def test_known_devices_and_described_ones():
     assert (cpu.graphs, cpu.context, cpu.kv_cache) == (0, 0, 4 * GIB)
     with pytest.raises(ConfigError, match="'NVIDIA H20' is not a known device; did you mean 'NVIDIA H200'"):
         LLM.plan(**LLAMA_8B, device_name="NVIDIA H20")
+    with pytest.raises(ConfigError, match="device_memory_bytes=0: must be at least 1"):
+        LLM.plan(**LLAMA_8B, device_memory_bytes=0)
     with pytest.raises(ConfigError, match="unknown argument 'block_sizes'"):
         LLM.plan(**LLAMA_8B, block_sizes=16)
 

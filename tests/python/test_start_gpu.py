@@ -1,5 +1,6 @@
 """Starting on a CUDA device: after the warm-up nothing compiles and nothing is allocated, and memory is as planned."""
 
+import os
 import random
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from runtime.engine.device_bytes import CachingAllocator
 from runtime.errors import CapacityError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+alone = pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="needs the device for itself: run without -n")
 
 CONFIGS = Path(__file__).parents[2] / "docs" / "benchmarks" / "configs"
 MIB, GIB = 1 << 20, 1 << 30
@@ -83,11 +86,12 @@ def test_serving_a_larger_model_neither_compiles_nor_allocates():
 def test_the_hook_sees_a_compilation():
     from runtime.kernels.silu_and_mul import silu_and_mul
 
-    x = torch.randn(4, 62, device="cuda", dtype=torch.float64).half()
+    x = torch.randn(4, 62, device="cuda", dtype=torch.float64)  # no model has it
     with compiling_is_an_error(), pytest.raises(AssertionError, match="compiled after the warm-up: _silu_and_mul"):
         silu_and_mul(x)
 
 
+@alone
 @pytest.mark.parametrize("options", [{}, {"deterministic": True, "max_num_seqs": 64}, {"enforce_eager": True}], ids=str)
 def test_memory_is_as_planned(options):
     with LLM(**{**QWEN, "kv_cache_memory_bytes": 4 * GIB, "max_model_len": 8192, **options}) as llm:
@@ -113,6 +117,7 @@ def test_the_allocator_model_is_torchs():
         assert torch.cuda.memory_reserved() - before == model.reserved
 
 
+@alone
 def test_memory_that_another_process_takes_meanwhile(monkeypatch):
     plan_memory, others = loading.plan_memory, []
     hog = (

@@ -22,7 +22,7 @@ from runtime.engine.warm_up import WarmUpStep, warm_up_steps  # noqa: E402
 from runtime.kernels import linear_config, ops  # noqa: E402
 
 MAX_NUM_SEQS, MAX_NUM_TOKENS = 40, 300
-TILE = {"block_m": 16, "block_n": 64, "block_k": 64, "num_warps": 4, "splits": 2}
+TILE = {"block_m": 16, "block_n": 64, "block_k": 64, "num_warps": 4}
 
 
 def pretend_device(arch):
@@ -36,8 +36,12 @@ def pretend_device(arch):
 
 def tuned(device, op, key):
     """A matrix kernel of its own for every number of rows that a table can have."""
-    bucket = int(key.rpartition("x")[2])
-    return {**TILE, "num_stages": bucket.bit_length()} if op == "linear" and bucket > 1 else None
+    if op != "linear":
+        return None
+    num_out, num_in, bucket = map(int, key.removesuffix("_deterministic").split("x"))
+    deterministic = key.endswith("_deterministic")
+    splits = linear_config.deterministic_splits(num_out, num_in) if deterministic else 2
+    return {**TILE, "num_stages": bucket.bit_length(), "splits": splits} if bucket > 1 else None
 
 
 def run_steps(runner, steps):

@@ -70,6 +70,8 @@ def plan_for(config: EngineConfig, device_name: str | None, device_memory_bytes:
     """The plan on a device that is named or described; on this machine's where both are None."""
     if device_name is None and device_memory_bytes is None:
         return plan_memory(config, probe_device(resolve_device(config.device)))
+    if device_memory_bytes is not None and device_memory_bytes < 1:
+        raise ConfigError(f"device_memory_bytes={device_memory_bytes}: must be at least 1")
     if config.device == "cpu":
         if device_name is not None:
             raise ConfigError(f"device_name={device_name!r} names a CUDA device, and device is 'cpu'")
@@ -92,7 +94,8 @@ def plan_memory(config: EngineConfig, device: Device) -> MemoryPlan:
 
 
 class _DoesNotFit(Exception):
-    """
+    """The sentence, and what is known of a way out.
+
     Args:
         needed: bytes of the device.
         max_model_len: that was tried; fitting_len: that would fit, where that is known.
@@ -113,8 +116,8 @@ def _plan(config: EngineConfig, device: Device) -> MemoryPlan:
     plan = replace(_as_plan(needs, config, device, num_blocks), model_len=model_len)
     if plan.total > device.memory_bytes:
         raise _DoesNotFit(
-            f"{plan.total / GIB:.2f} GiB are needed, {plan.kv_cache / GIB:.2f} GiB of them for the KV cache that was "
-            f"asked for, and {device.name} has {device.memory_bytes / GIB:.2f} GiB",
+            f"{plan.total / GIB:.2f} GiB are needed, {plan.kv_cache / GIB:.2f} GiB of them for the KV cache, and "
+            f"{device.name} has {device.memory_bytes / GIB:.2f} GiB",
             plan.total,
             plan.max_model_len,
         )

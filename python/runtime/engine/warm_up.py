@@ -2,7 +2,7 @@
 
 Triton compiles a kernel anew for each power of two that holds the batch, and for integer arguments that are 1 or
 divisible by 16: a batch of every such class is run, as a mixed step and, without graphs, as a decode step. Token
-counts up to 256 have classes too, those of the matrix kernels for few rows; larger ones fill the allocator's cache.
+counts have classes too, up to 256 those of the matrix kernels for few rows; larger ones fill the allocator's cache.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def warm_up_steps(max_num_seqs: int, max_num_batched_tokens: int, *, with_decode
     halves: list[int] = []
     while (tokens := max_num_batched_tokens >> len(halves)) > _MAX_FEW_ROWS:
         halves.append(tokens)
+    if halves:  # both classes of the largest
+        halves += [max_num_batched_tokens // 16 * 16, max_num_batched_tokens - (max_num_batched_tokens % 16 == 0)]
     few = representatives(min(max_num_batched_tokens, _MAX_FEW_ROWS))
     rows = representatives(most_rows)
     steps = [WarmUpStep(most_rows, max_num_batched_tokens, True)]
