@@ -13,23 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
-LOG2_E = 1.4426950408889634
+from .attention_shapes import padded_dim
 
-# Tokens of context that one partial result covers in deterministic mode, counted from position 0.
-DETERMINISTIC_SPLIT = 256
+LOG2_E = 1.4426950408889634
 
 # Start of a running maximum: finite, so that a row whose keys are all masked stays free of NaN.
 MIN_SCORE = tl.constexpr(-1.0e30)
-
-
-def padded_dim(head_dim: int) -> int:
-    """Head dimension as a tile holds it: a power of two that the matrix unit takes."""
-    return max(16, int(triton.next_power_of_2(head_dim)))
-
-
-def default_key_tile(head_dim: int, dtype: torch.dtype) -> int:
-    """Keys of a tile, so that one tile of K is 16 KiB."""
-    return max(16, min(64, 16384 // (padded_dim(head_dim) * dtype.itemsize)))
 
 
 def dot_precision(dtype: torch.dtype) -> str:
@@ -114,7 +103,7 @@ def load_block_ids(table_ptr, start, seq_len, BLOCK_SIZE: tl.constexpr, KEY_TILE
 
 @triton.jit
 def load_kv_tile(
-    cache,
+    cache_ptr,
     block_ids,
     head,
     start,
@@ -127,34 +116,20 @@ def load_kv_tile(
     BLOCK_SIZE: tl.constexpr,
     KEY_TILE: tl.constexpr,
     BOUNDED: tl.constexpr,
-    TMA: tl.constexpr,
-    ZERO_PAST_END: tl.constexpr,
 ):
-    """K or V `[KEY_TILE, DIM]` of one head for positions start..start + KEY_TILE.
-
-    What lies past seq_len is zero if BOUNDED, as the values must be: a probability of 0 times NaN is NaN. TMA: `cache`
-    is a descriptor over rows of HEAD_DIM, and a tile lies in one block; its zeros cost registers, so only with
-    ZERO_PAST_END.
-    """
+    """K or V `[KEY_TILE, DIM]` of one head for positions start..start + KEY_TILE; zeros past seq_len if BOUNDED."""
     pos = start + tl.arange(0, KEY_TILE)
     dims = tl.arange(0, DIM)
-    if TMA:
-        block_rows = (block_ids.to(tl.int64) * stride_block + head.to(tl.int64) * stride_head) // stride_token
-        tile = cache.load([(block_rows + start % BLOCK_SIZE).to(tl.int32), 0])
-        if BOUNDED and ZERO_PAST_END:
-            tile = tl.where((pos < seq_len)[:, None], tile, 0.0)
+    token_offset = block_ids.to(tl.int64) * stride_block + pos % BLOCK_SIZE * stride_token
+    ptrs = cache_ptr + head.to(tl.int64) * stride_head + token_offset[:, None] + dims[None, :]
+    if BOUNDED and HEAD_DIM < DIM:
+        return tl.load(ptrs, mask=(pos < seq_len)[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
+    elif BOUNDED:
+        return tl.load(ptrs, mask=(pos < seq_len)[:, None], other=0.0)
+    elif HEAD_DIM < DIM:
+        return tl.load(ptrs, mask=(dims < HEAD_DIM)[None, :], other=0.0)
     else:
-        token_offset = block_ids.to(tl.int64) * stride_block + pos % BLOCK_SIZE * stride_token
-        ptrs = cache + head.to(tl.int64) * stride_head + token_offset[:, None] + dims[None, :]
-        if BOUNDED and HEAD_DIM < DIM:
-            tile = tl.load(ptrs, mask=(pos < seq_len)[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
-        elif BOUNDED:
-            tile = tl.load(ptrs, mask=(pos < seq_len)[:, None], other=0.0)
-        elif HEAD_DIM < DIM:
-            tile = tl.load(ptrs, mask=(dims < HEAD_DIM)[None, :], other=0.0)
-        else:
-            tile = tl.load(ptrs)
-    return tile
+        return tl.load(ptrs)
 
 
 @triton.jit
@@ -245,18 +220,17 @@ def attend_range(
     BLOCK_SIZE: tl.constexpr,
     KEY_TILE: tl.constexpr,
     NUM_STAGES: tl.constexpr,
-    TMA: tl.constexpr = False,
 ):
     """Adds keys first..stop of one head to the running softmax; without BOUNDED every query row sees all of them."""
     block_ids = load_block_ids(table_ptr, first, seq_len, BLOCK_SIZE, KEY_TILE)
     for start in tl.range(first, stop, KEY_TILE, num_stages=NUM_STAGES):
         k = load_kv_tile(
             k_cache, block_ids, head, start, seq_len, k_stride_block, k_stride_head, k_stride_token,
-            HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, BOUNDED, TMA, ZERO_PAST_END=False,
+            HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, BOUNDED,
         )  # fmt: skip
         v = load_kv_tile(
             v_cache, block_ids, head, start, seq_len, v_stride_block, v_stride_head, v_stride_token,
-            HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, BOUNDED, TMA, ZERO_PAST_END=True,
+            HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, BOUNDED,
         )  # fmt: skip
         block_ids = load_block_ids(table_ptr, start + KEY_TILE, seq_len, BLOCK_SIZE, KEY_TILE)
         acc, row_max, row_sum = attention_step(

@@ -8,21 +8,18 @@ import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import launch
+from .attention_shapes import DETERMINISTIC_SPLIT, default_key_tile
 from .attention_tile import (
-    DETERMINISTIC_SPLIT,
     MIN_SCORE,
     Scoring,
     attend_range,
-    default_key_tile,
     finish_row_sum,
     merge_partial,
     start_row_sum,
     tensor_arguments,
 )
-from .device import supports_tma
 from .launch import pdl_options
 from .tile_config import ContextAttentionConfig, context_attention_config
 from .token_attention import launch_token_attention
@@ -69,7 +66,6 @@ def _context_attention_kernel(
     KEY_TILE: tl.constexpr,
     SPLIT: tl.constexpr,
     NUM_STAGES: tl.constexpr,
-    TMA: tl.constexpr,
 ):
     """One program: one KV head and ROWS query rows, which are consecutive tokens of one batch row times its heads.
 
@@ -136,7 +132,7 @@ def _context_attention_kernel(
                     k_stride_block, k_stride_head, k_stride_token, v_stride_block, v_stride_head, v_stride_token,
                     part, part_max, part_sum, query_pos, slopes, scale_log2, sliding_window, soft_cap,
                     HAS_ALIBI, HAS_WINDOW, HAS_SOFT_CAP, BOUNDED, DETERMINISTIC, PRECISION,
-                    HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, NUM_STAGES, TMA,
+                    HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, NUM_STAGES,
                 )  # fmt: skip
                 part_sums = finish_row_sum(part_sum, DETERMINISTIC)
                 acc, row_max, row_sum = merge_partial(acc, row_max, row_sum, part, part_max, part_sums)
@@ -146,7 +142,7 @@ def _context_attention_kernel(
                 k_stride_block, k_stride_head, k_stride_token, v_stride_block, v_stride_head, v_stride_token,
                 acc, row_max, row_sum, query_pos, slopes, scale_log2, sliding_window, soft_cap,
                 HAS_ALIBI, HAS_WINDOW, HAS_SOFT_CAP, BOUNDED, DETERMINISTIC, PRECISION,
-                HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, NUM_STAGES, TMA,
+                HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, NUM_STAGES,
             )  # fmt: skip
     out = acc / row_sum[:, None]
     out_ptrs = out_ptr + (q_row * out_stride_token + q_heads * out_stride_head)[:, None] + dims[None, :]
@@ -185,10 +181,6 @@ def launch_context_attention(
     key_tile = default_key_tile(head_dim, q.dtype) if scoring.deterministic else config.key_tile
     rows = max(config.query_tile, triton.next_power_of_2(tensors["GROUP"]))
     most_tiles = num_query_tiles(q.shape[0], batch, max_new_tokens, rows // tensors["GROUP"])
-    tma = config.tma and k_cache.shape[2] % key_tile == 0 and _can_use_tma(k_cache) and _can_use_tma(v_cache)
-    if tma:
-        box = [key_tile, tensors["DIM"]]
-        tensors |= dict(k_cache=_descriptor(k_cache, box), v_cache=_descriptor(v_cache, box))
     _context_attention_kernel[(k_cache.shape[1], most_tiles)](
         **tensors,
         **scoring.kernel_arguments(),
@@ -201,20 +193,9 @@ def launch_context_attention(
         KEY_TILE=key_tile,
         SPLIT=DETERMINISTIC_SPLIT if scoring.deterministic else key_tile,
         NUM_STAGES=config.num_stages,
-        TMA=tma,
         num_warps=config.num_warps,
         **pdl_options(q),
     )
-
-
-def _can_use_tma(cache: torch.Tensor) -> bool:
-    aligned = cache.data_ptr() % 16 == 0 and cache.shape[3] * cache.element_size() % 16 == 0
-    return aligned and cache.is_contiguous() and supports_tma(cache.device)
-
-
-def _descriptor(cache: torch.Tensor, box: list[int]) -> TensorDescriptor:
-    """The cache as rows of one head's token."""
-    return TensorDescriptor.from_tensor(cache.view(-1, cache.shape[3]), box)
 
 
 def context_attention(

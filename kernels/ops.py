@@ -1,4 +1,4 @@
-"""The ops that the package calls: on a GPU the Triton kernel of that name, elsewhere `reference`.
+"""The ops that the package calls: on a GPU the Triton kernel of that name, on meta `shapes`, elsewhere `reference`.
 
 The kernel of op `x` is function `x` of kernels/x.py, imported at its first use on a CUDA tensor, so that a machine
 without a GPU never imports Triton. An op without such a file runs its reference on every device.
@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from . import reference
+from . import reference, shapes
 
 __all__ = [
     "context_attention",
@@ -43,11 +43,14 @@ def _cuda_op(name: str) -> Callable[..., Any]:
 def _by_device(reference_op: Callable[P, R]) -> Callable[P, R]:
     """The op itself, dispatched on the device of its first argument, which is passed by position."""
     name = reference_op.__name__
+    shape_op: Callable[..., Any] = getattr(shapes, name, reference_op)
 
     @functools.wraps(reference_op)
     def dispatch(*args: P.args, **kwargs: P.kwargs) -> R:
         if args[0].is_cuda:  # type: ignore[attr-defined]
             return _cuda_op(name)(*args, **kwargs)  # type: ignore[no-any-return]
+        if args[0].is_meta:  # type: ignore[attr-defined]
+            return shape_op(*args, **kwargs)  # type: ignore[no-any-return]
         return reference_op(*args, **kwargs)
 
     return dispatch

@@ -28,6 +28,10 @@ class _Tensors:
         """The tensors as numpy arrays over the same memory. CPU only."""
         return SimpleNamespace(**{name: tensor.numpy() for name, tensor in self._tensors().items()})
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
     def to(self, device: torch.device | str) -> Self:
         """A copy on `device`; the same tensors when they live there."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import launch
-from .attention_tile import default_key_tile, padded_dim
+from .attention_shapes import default_key_tile, padded_dim
 from .device import device_name
 
 _FEW_ROWS = 16  # of a decode batch that may not fill the device
@@ -37,7 +37,6 @@ class ContextAttentionConfig:
     key_tile: int
     num_warps: int
     num_stages: int
-    tma: bool = False  # where a tile of keys lies in one block
 
 
 @functools.cache
@@ -83,9 +82,9 @@ def context_attention_config(
         return ContextAttentionConfig(**found)
     key_tile = default_key_tile(head_dim, dtype)
     if dtype.itemsize == 4:
-        return ContextAttentionConfig(query_tile=32, key_tile=key_tile, num_warps=4, num_stages=1, tma=True)
+        return ContextAttentionConfig(query_tile=32, key_tile=key_tile, num_warps=4, num_stages=1)
     if launch.capability(device) < (9, 0):
         query_tile, num_warps = (32, 4) if deterministic else (64, 8)
     else:
         query_tile, num_warps = 64 if deterministic else 128, 8
-    return ContextAttentionConfig(query_tile=query_tile, key_tile=key_tile, num_warps=num_warps, num_stages=2, tma=True)
+    return ContextAttentionConfig(query_tile=query_tile, key_tile=key_tile, num_warps=num_warps, num_stages=2)

@@ -7,12 +7,11 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .attention_shapes import DETERMINISTIC_SPLIT, default_key_tile, partials_size
 from .attention_tile import (
-    DETERMINISTIC_SPLIT,
     MIN_SCORE,
     Scoring,
     attend_range,
-    default_key_tile,
     finish_row_sum,
     load_block_ids,
     merge_partial,
@@ -324,10 +323,17 @@ def launch_token_attention(
     num_programs = num_sms(device) * config.programs_per_sm
     if scoring.deterministic:
         key_tile, unit = default_key_tile(q.shape[2], q.dtype), DETERMINISTIC_SPLIT
-        num_partials = batch * num_kv_heads * triton.cdiv(max_len, unit)
     else:
         key_tile = unit = config.key_tile
-        num_partials = 2 * num_programs
+    size = partials_size(
+        batch,
+        q.shape[1],
+        num_kv_heads,
+        q.shape[2],
+        max_len=max_len,
+        num_programs=num_programs,
+        deterministic=scoring.deterministic,
+    )
     reduce_rows = triton.next_power_of_2(group)
     _token_attention_kernel[(num_programs,)](
         **tensors,
@@ -335,9 +341,9 @@ def launch_token_attention(
         b_row_ptr=b_row,
         b_start_loc_ptr=b_start_loc,
         b_seq_len_ptr=b_seq_len,
-        acc_ptr=workspace("token_attention_acc", num_partials * group * dim, torch.float32, device),
-        stat_ptr=workspace("token_attention_stat", num_partials * group * 2, torch.float32, device),
-        counter_ptr=workspace("token_attention_counter", batch * num_kv_heads, torch.int32, device),
+        acc_ptr=workspace("token_attention_acc", size.acc, torch.float32, device),
+        stat_ptr=workspace("token_attention_stat", size.stat, torch.float32, device),
+        counter_ptr=workspace("token_attention_counter", size.counter, torch.int32, device),
         batch=batch,
         num_kv_heads=num_kv_heads,
         RAGGED=b_start_loc is not None,

@@ -170,8 +170,8 @@ def _attention_candidates(model: str) -> Iterator[Candidate]:
         key = row_bytes + mode
         problem = Problem("context_attention", key, model, (2, 4096), deterministic)
         tiles = [(128, 64, 8), (64, 64, 4)] + ([] if deterministic else [(128, 128, 8), (64, 128, 4), (64, 32, 4)])
-        for (query_tile, key_tile, warps), stages, tma in itertools.product(tiles, (2, 3, 4), (False, True)):
-            values = dict(query_tile=query_tile, key_tile=key_tile, num_warps=warps, num_stages=stages, tma=tma)
+        for (query_tile, key_tile, warps), stages in itertools.product(tiles, (2, 3, 4)):
+            values = dict(query_tile=query_tile, key_tile=key_tile, num_warps=warps, num_stages=stages)
             yield Candidate(problem, tuple(values.items()))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import ConfigError, DeviceNotFoundError, did_you_mean, shorten
+from runtime.errors import ConfigError, did_you_mean, shorten
 
 BUILTIN_MODEL = Path(__file__).parent / "assets" / "builtin"
 
@@ -17,7 +17,7 @@ BUILTIN_LINE = (
     "give a model folder for anything else"
 )
 
-DEFAULT_BLOCK_SIZE = 16
+_DEFAULT_BLOCK_SIZE = {"cpu": 16, "cuda": 64}
 _DEFAULT_NUM_BATCHED_TOKENS = {"cpu": 256, "cuda": 8192}
 _DEFAULT_STEP_TIMEOUT = {"cpu": 300.0, "cuda": 10.0}  # seconds
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -50,8 +50,8 @@ class EngineConfig:
         max_model_len: most tokens of prompt and output together.
         max_num_seqs: most requests in one step.
         max_num_batched_tokens: most tokens in one step; longer prompts are computed in chunks.
-        block_size: tokens in one KV block, a power of two.
-        gpu_memory_utilization: share of the device's memory for weights and KV cache together.
+        block_size: tokens in one KV block, a power of two; None: 64 on CUDA, 16 on a CPU.
+        gpu_memory_utilization: share of the device's memory that may be in use, other processes' included.
         kv_cache_memory_bytes, num_kv_blocks: size of the KV cache, in bytes or in blocks; at most one of them.
         deterministic: the same tokens and logprobs, bit for bit, however requests are batched.
         seed: base of the seeds of requests that bring none.
@@ -69,7 +69,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int | None = None
-    block_size: int = DEFAULT_BLOCK_SIZE
+    block_size: int = None  # type: ignore[assignment]  # until `for_device`
     gpu_memory_utilization: float = 0.9
     kv_cache_memory_bytes: int | None = None
     num_kv_blocks: int | None = None
@@ -97,7 +97,7 @@ class EngineConfig:
         self._check_shares()
 
     def _check_block_size(self) -> None:
-        if self.block_size & (self.block_size - 1):
+        if self.block_size is not None and self.block_size & (self.block_size - 1):
             nearest = 1 << (self.block_size.bit_length() - 1)
             raise ConfigError(f"block_size={self.block_size}: must be a power of two; nearest: {nearest}")
 
@@ -132,19 +132,9 @@ class EngineConfig:
     def tokenizer_dir(self) -> Path:
         return self.model_dir if self.tokenizer is None else Path(self.tokenizer)
 
-    def resolve_device(self) -> str:
-        """ "cpu" or "cuda"; ConfigError where CUDA is asked for and there is none."""
-        if self.device == "cpu":
-            return "cpu"
-        import torch
-
-        if torch.cuda.is_available():
-            return "cuda"
-        if self.device == "cuda":
-            raise DeviceNotFoundError(
-                "device='cuda': torch sees no CUDA device", hint="device='cpu' works; `runtime doctor` says why"
-            )
-        return "cpu"
+    def for_device(self, kind: str) -> EngineConfig:
+        """With what depends on "cpu" or "cuda" decided."""
+        return dataclasses.replace(self, block_size=self.block_size or _DEFAULT_BLOCK_SIZE[kind])
 
     def resolve_num_batched_tokens(self, device: str) -> int:
         return self.max_num_batched_tokens or _DEFAULT_NUM_BATCHED_TOKENS[device]

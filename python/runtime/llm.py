@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from runtime.config import BUILTIN_LINE, DEFAULT_BLOCK_SIZE, EngineConfig
+from runtime.config import BUILTIN_LINE, EngineConfig
 from runtime.engine import Engine, Knobs, RequestHandle
+from runtime.engine.memory_plan import MemoryPlan, plan_for
 from runtime.errors import ConfigError, InvalidRequestError
 from runtime.log import set_level
 from runtime.outputs import RequestOutput, StreamChunk
@@ -20,6 +21,7 @@ from runtime.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from runtime import _core
     from runtime.chat_template import Message
+    from runtime.engine.memory_use import Memory
     from runtime.tokenizer import Tokenizer
 
 
@@ -50,7 +52,7 @@ class LLM:
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
         max_num_batched_tokens: int | None = None,
-        block_size: int = DEFAULT_BLOCK_SIZE,
+        block_size: int | None = None,
         gpu_memory_utilization: float = 0.9,
         kv_cache_memory_bytes: int | None = None,
         num_kv_blocks: int | None = None,
@@ -79,6 +81,27 @@ class LLM:
         """For tests and benchmarks: an LLM whose engine has `knobs`."""
         turned: type[LLM] = type(cls.__name__, (cls,), {"_knobs": knobs})
         return turned(model, **arguments)
+
+    @classmethod
+    def plan(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device_name: str | None = None,
+        device_memory_bytes: int | None = None,
+        **arguments: Any,
+    ) -> MemoryPlan:
+        """The memory that `LLM(model, **arguments)` would take, from config.json and tensor headers alone.
+
+        Args:
+            device_name: a CUDA device that need not be here, such as "NVIDIA H200".
+            device_memory_bytes: memory of the device; alone it describes a CUDA device (with device="cpu", a CPU).
+                Without both, this machine's device is asked.
+
+        Raises:
+            CapacityError: it does not fit; says what would. Otherwise as the constructor.
+        """
+        return plan_for(EngineConfig.from_arguments({"model": model, **arguments}), device_name, device_memory_bytes)
 
     # ---- asking ---------------------------------------------------------------------------
 
@@ -195,6 +218,11 @@ class LLM:
     @property
     def dtype(self) -> str:
         return self._engine.dtype
+
+    @property
+    def memory(self) -> Memory:
+        """What was planned, and on CUDA what was measured once the engine was ready."""
+        return self._engine.memory
 
     @property
     def stats(self) -> _core.SchedulerStats:

@@ -129,9 +129,11 @@ def rotary_tables(rope: RopeParameters, max_model_len: int, device: torch.device
     on how long its request became later.
     """
     inv_freq, scale = _FREQUENCIES[rope["rope_type"]](rope, max_model_len)
+    if device.type == "meta":
+        cos, sin = torch.empty(2, max_model_len, len(inv_freq), dtype=torch.float32, device=device)
+        return cos, sin
     # on the CPU for every device, so that the bits are the same
-    host = torch.device("meta" if device.type == "meta" else "cpu")
-    angles = torch.outer(torch.arange(max_model_len, dtype=torch.float32, device=host), inv_freq.to(host))
+    angles = torch.outer(torch.arange(max_model_len, dtype=torch.float32), inv_freq)
     return (angles.cos() * scale).to(device), (angles.sin() * scale).to(device)
 
 

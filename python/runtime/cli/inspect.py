@@ -1,4 +1,4 @@
-"""Describe a model folder, and check it against the code that would run it."""
+"""Describe a model folder, check it against the code that would run it, and plan its memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.cli.parser import add_model_argument
+from runtime.cli.parser import add_engine_arguments, add_model_argument, engine_arguments
 from runtime.config import BUILTIN_MODEL
 
 if TYPE_CHECKING:
@@ -17,28 +17,50 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument("--tensors", action="store_true", help="list every tensor: shape, dtype, file")
+    parser.add_argument("--plan", action="store_true", help="memory on a device, and what fits into it")
+    parser.add_argument("--device-name", metavar="NAME", help="plan for this CUDA device, such as 'NVIDIA H200'")
+    parser.add_argument(
+        "--device-memory", type=num_bytes, metavar="BYTES", help="plan for so much memory; 80GiB is understood too"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    add_engine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     folder = Path(args.model) if args.model else BUILTIN_MODEL
-    found = describe(folder)
+    found = describe(folder, args.load_format)
     if args.tensors:
         found["tensors"] = _tensors(folder)
+    if args.plan:
+        found["plan"] = _plan(args)
     if args.json:
         print(json.dumps(found))
         return 0
-    tensors = found.pop("tensors", {})
+    tensors, plan = found.pop("tensors", {}), found.pop("plan", {})
     for name, value in found.items():
         print(f"{name:22} {_text(value)}")
     for name, (shape, dtype, file) in tensors.items():
         print(f"{name}  {shape}  {dtype}  {file}")
-    print("every tensor is there, none is left over, all have their shapes")
+    if args.load_format != "dummy":
+        print("every tensor is there, none is left over, all have their shapes")
+    if plan:
+        print(*_plan_lines(plan), sep="\n")
     return 0
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """What a folder holds; no weight is read.
+def num_bytes(text: str) -> int:
+    """An argument in bytes: "150000000000", "139.8GiB", "512 MiB".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    digits = text.rstrip("KMGTiB ")
+    unit = text[len(digits) :].strip().removesuffix("B").removesuffix("i")
+    return int(float(digits) * 1024 ** (["", *"KMGT"].index(unit)))
+
+
+def describe(folder: Path, load_format: str = "auto") -> dict[str, Any]:
+    """What a folder holds; no weight is read. With load_format "dummy", what its config.json describes.
 
     Raises:
         ModelNotFoundError, ModelFormatError: the latter with everything that is wrong.
@@ -47,7 +69,7 @@ def describe(folder: Path) -> dict[str, Any]:
     from runtime.basemodel.registry import tp_sizes
 
     # on the meta device a model is checked and counted, never loaded
-    model = model_class_of(folder)(0, 1, folder, 16, device="meta")
+    model = model_class_of(folder)(0, 1, folder, 16, device="meta", load_format=load_format)
     return {"folder": str(folder), **_model(model), **_text_side(folder, model), "tp_sizes": tp_sizes(folder)}
 
 
@@ -83,6 +105,25 @@ def _text_side(folder: Path, model: TpPartBaseModel) -> dict[str, Any]:
         "chat_template": tokenizer.chat_template is not None,
         "eos_token_ids": eos,
     }
+
+
+def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    from runtime.llm import LLM
+
+    plan = LLM.plan(
+        args.model, device_name=args.device_name, device_memory_bytes=args.device_memory, **engine_arguments(args)
+    )
+    return plan.as_dict()
+
+
+def _plan_lines(plan: dict[str, Any]) -> list[str]:
+    """A table of bytes, in MiB, and what fits."""
+    parts = {f"  {name}": size for name, size in plan["parts"].items()}
+    sizes = {"weights": plan["weights"], "kv_cache": plan["kv_cache"], "workspace": plan["workspace"], **parts}
+    sizes |= {name: plan[name] for name in ("graphs", "context", "total", "device_bytes")}
+    lines = [f"memory on {plan['device']}:", *(f"{name:22} {size / 2**20:12,.1f} MiB" for name, size in sizes.items())]
+    counts = ("kv_bytes_per_token", "kv_blocks", "block_size", "max_model_len", "max_sequences")
+    return lines + [f"{name:22} {_text(plan[name])}" for name in counts]
 
 
 def _tensors(folder: Path) -> dict[str, tuple[list[int], str, str]]:

@@ -16,7 +16,9 @@ import torch
 
 from runtime.config import EngineConfig
 from runtime.engine.detokenizer import TextStream
+from runtime.engine.device import resolve_device
 from runtime.engine.loading import LoadedModel, load_model
+from runtime.engine.memory_use import Memory
 from runtime.engine.model_runner import ModelRunner, Step
 from runtime.engine.output_processor import OutputProcessor
 from runtime.engine.request import Completion, RequestHandle
@@ -57,17 +59,18 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig, knobs: Knobs = Knobs()) -> None:  # noqa: B008 - frozen
-        self.config = config
-        self.device = config.resolve_device()
+        self.device = resolve_device(config.device)
+        self.config = config.for_device(self.device)
         self.tokenizer: Tokenizer | None
         self.max_model_len: int
         self.vocab_size: int
         self.dtype: str
+        self.memory: Memory
         self._knobs = knobs
         self._scheduler: _core.Scheduler
         self._runner: ModelRunner
         self._outputs: OutputProcessor
-        self._step_timeout_s = config.resolve_step_timeout(self.device)
+        self._step_timeout_s = self.config.resolve_step_timeout(self.device)
         self._request_ids = itertools.count()
         self._handle_ids = itertools.count()
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -251,13 +254,21 @@ class Engine:
             torch.set_num_threads(_num_threads(loaded))
         self._max_in_flight = steps
         self._scheduler = loaded.make_scheduler(num_steps_in_flight=steps, preempt_every=knobs.preempt_every)
+        with loaded.meter.guard(loaded.plan):
+            self._make_runner(loaded, num_plan_buffers=steps + 1)
+        self._outputs = OutputProcessor(self._scheduler.stop, self._scheduler.abort, self._submit_deferred)
+        self.memory = loaded.meter.compare(loaded.plan, loaded.model.mem_manager.kv_cache.nbytes)
+        logger.info("ready in %.1f s", time.perf_counter() - begin)
+
+    def _make_runner(self, loaded: LoadedModel, *, num_plan_buffers: int) -> None:
         self._runner = loaded.make_runner(
-            knobs.runner_class, num_plan_buffers=steps + 1, plan_capacity=self._scheduler.plan_capacity
+            self._knobs.runner_class, num_plan_buffers=num_plan_buffers, plan_capacity=self._scheduler.plan_capacity
         )
         self._scheduler.attach_plan_buffers(self._runner.plan_buffers)
-        self._outputs = OutputProcessor(self._scheduler.stop, self._scheduler.abort, self._submit_deferred)
+        self._runner.warm_up()
+        loaded.meter.mark("warm")
         self._runner.capture()
-        logger.info("ready in %.1f s", time.perf_counter() - begin)
+        loaded.meter.mark("ready")
 
     def _describe(self, loaded: LoadedModel) -> None:
         self.tokenizer = loaded.tokenizer

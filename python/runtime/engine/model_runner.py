@@ -15,6 +15,7 @@ import torch
 from runtime.engine.cuda_graphs import DecodeGraphs
 from runtime.engine.scoring import ScoredRow, Scorer
 from runtime.engine.transfers import CudaTransfers, HostTransfers, Transfers, plan_buffers
+from runtime.engine.warm_up import WarmUpStep, warm_up_steps
 from runtime.errors import EngineDeadError
 from runtime.kernels import ops
 from runtime.kernels import step_plan as sp
@@ -87,7 +88,7 @@ class ModelRunner:
         enforce_eager: bool = False,
     ) -> None:
         self.model = model
-        self.max_num_seqs = max_num_seqs
+        self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.device = model.device
         self.rows = RowState.allocate(
             max_num_seqs=max_num_seqs,
@@ -127,6 +128,30 @@ class ModelRunner:
 
     def make_graphs(self) -> DecodeGraphs | None:
         return DecodeGraphs(self, self._transfers.device_outputs(0)) if self.is_async else None
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """On CUDA: compiles, loads and allocates all that serving will need but graphs; before the first step."""
+        if not self.is_async:
+            return
+        limits = self.max_num_seqs, self.max_num_batched_tokens
+        for shape in warm_up_steps(*limits, with_decode=self._graphs is None):
+            self.run_padding(shape)
+
+    def run_padding(self, shape: WarmUpStep) -> None:
+        """An eager step whose rows and tokens are all padding, sampled both ways."""
+        self.prepare(self._transfers.upload(0, sp.HEADER_WORDS))  # nothing was planned yet: an empty plan
+        state = self.infer_state(
+            num_rows=shape.num_rows,
+            num_tokens=shape.num_tokens,
+            total_token_num=shape.num_rows * self.model.max_model_len,
+            max_len=self.model.max_model_len,
+            max_new_tokens=shape.max_new_tokens,
+            is_prefill=shape.is_prefill,
+        )
+        logits = self.forward(self._input_ids, state)
+        for greedy_only in (True, False):
+            self.sample(logits, self._transfers.device_outputs(0), greedy_only=greedy_only)
 
     def capture(self) -> None:
         """Captures the CUDA graphs; before the first step."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ...errors import ConfigError
 from ...kernels import ops
 from ...loader import ModelConfig
 from ...parallel import TpGroup
-from .param import Index, Param, Placement, Shard, share, size_of, whole
+from .param import Index, Param, Placement, Shard, share, size_of, stacked, whole
 
 
 class Linear:
@@ -167,7 +166,7 @@ class QKVParallel(Param[QKVLinear]):
         return found
 
     def arrange(self, parts: list[Tensor], config: ModelConfig, tp: TpGroup) -> Tensor:
-        return torch.cat(parts if self.unpack is None else self.unpack(parts[0], config))
+        return stacked(parts if self.unpack is None else self.unpack(parts[0], config))
 
     def place(self, tensors: dict[str, Tensor], config: ModelConfig, placement: Placement) -> QKVLinear:
         _, kv_heads = kv_head_share(config["num_key_value_heads"], placement.tp)

@@ -121,11 +121,20 @@ class Param(Generic[PlacedT]):
 
     def arrange(self, parts: list[Tensor], config: ModelConfig, tp: TpGroup) -> Tensor:
         """The stored tensor, with memory of its own, from what was read."""
-        return torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+        return stacked(parts)
 
     def place(self, tensors: dict[str, Tensor], config: ModelConfig, placement: Placement) -> PlacedT:
         """The callable form of the loaded tensors."""
         raise NotImplementedError
+
+
+def stacked(parts: list[Tensor]) -> Tensor:
+    """The parts one below the other, in memory of their own."""
+    if len(parts) == 1:
+        return parts[0].clone()
+    if parts[0].is_meta:  # `cat` there imports torch's compiler, which takes seconds
+        return parts[0].new_empty(sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    return torch.cat(parts)
 
 
 def size_of(config: ModelConfig, name: str) -> int:
