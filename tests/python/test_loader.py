@@ -335,7 +335,12 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
         (safetensors_bytes(b"{nonsense"), "not valid JSON"),
         (safetensors_bytes(b"[]"), "not a JSON object"),
         (safetensors_bytes(b'{"a": 1, "a": 2}'), "stands there twice"),
-        (safetensors_bytes({"a": 7}), "tensor a: its entry is not an object"),
+        (safetensors_bytes({"a": 7}), "tensor a: its entry is not an object of data_offsets, dtype, shape"),
+        (safetensors_bytes({"a": entry() | {"b": 1}}, bytes(8)), "tensor a: its entry is not an object of"),
+        (safetensors_bytes({"__metadata__": {"a": 1}}), "its __metadata__ is not an object of texts"),
+        (safetensors_bytes({"a" * 257: entry()}, bytes(8)), "is not up to 256 printable characters"),
+        (safetensors_bytes({"a\nb": entry()}, bytes(8)), "tensor name 'a\\nb' is not up to 256 printable"),
+        (safetensors_bytes({"__metadata__": {"a": "\ud800"}}), "surrogates not allowed"),
         (safetensors_bytes({"a": entry(dtype="X9")}, bytes(8)), "its dtype 'X9' is unknown"),
         (safetensors_bytes({"a": entry(shape=[-2])}, bytes(8)), "its shape is not a short list of sizes"),
         (safetensors_bytes({"a": entry(shape=[1] * 9)}, bytes(8)), "its shape is not a short list of sizes"),
@@ -354,6 +359,16 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 def test_safetensors_header(folder, content, words):
     (folder / "model.safetensors").write_bytes(content)
     assert words in refusal(ModelFormatError, load, folder)
+
+
+def test_what_only_the_library_refuses_is_worded_too(folder):
+    """-0 is an integer to Python's JSON and a float to the library's."""
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    header_end = 8 + int.from_bytes(whole[:8], "little")
+    header = whole[8:header_end].replace(b'"data_offsets":[0,', b'"data_offsets":[-0,')
+    path.write_bytes(safetensors_bytes(header, whole[header_end:]))
+    assert "model.safetensors: " in (text := refusal(ModelFormatError, load, folder)) and "-0.0" in text
 
 
 def test_truncated_safetensors(folder):

@@ -56,6 +56,8 @@ def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
     """A JSON object without duplicate keys; ModelFormatError that names `where`."""
     try:
         parsed = json.loads(text, object_pairs_hook=_without_duplicates)
+        if b"\\u" in text:  # half of a surrogate pair is no text
+            json.dumps(parsed, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ModelFormatError(f"{where} is not valid JSON: {str(error) or 'too deeply nested'}") from None
     if not isinstance(parsed, dict):
