@@ -329,7 +329,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", "at most 0 fit: truncated or damaged"),
+        (b"", "model.safetensors has 0 bytes, at least 8 are needed: truncated or damaged"),
         (b"\x02\x00", "truncated or damaged"),
         ((1 << 63).to_bytes(8, "little") + b"{}", "a header of 9223372036854775808 bytes, but at most 2 fit"),
         (safetensors_bytes(b"{nonsense"), "not valid JSON"),
@@ -371,6 +371,13 @@ def test_what_only_the_library_refuses_is_worded_too(folder):
     assert "model.safetensors: " in (text := refusal(ModelFormatError, load, folder)) and "-0.0" in text
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_files_that_may_not_be_read(folder, name):
+    (folder / name).chmod(0)
+    assert f"{name} of {folder} may not be read" in refusal(ModelFormatError, load, folder)
+
+
 def test_truncated_safetensors(folder):
     whole = (folder / "model.safetensors").read_bytes()
     for length in (len(whole) - 1, len(whole) // 2, 100, 3):
@@ -407,6 +414,7 @@ def test_damaged_headers_only_ever_raise_format_errors(folder):
     "options, words",
     [
         ({"mode": ["triton_int8kv"]}, "mode 'triton_int8kv' is not supported; supported: none"),
+        ({"mode": "triton_int8kv"}, "mode 'triton_int8kv' is not supported; supported: none"),
         ({"load_way": "DS"}, "load_way 'DS' is not supported; supported: HF"),
         ({"load_format": "pt"}, "load_format 'pt' is not supported; supported: auto, safetensors, dummy"),
         ({"dtype": "int3"}, "dtype 'int3' is not supported; supported: float32, bfloat16, float16"),

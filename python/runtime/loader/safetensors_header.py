@@ -84,9 +84,11 @@ def _header_object(path: Path) -> tuple[dict[str, Any], int]:
         file_bytes = os.fstat(file.fileno()).st_size
         header_bytes = int.from_bytes(file.read(8), "little")
         limit = min(MAX_HEADER_BYTES, file_bytes - 8)
+        if limit < 0:
+            raise ModelFormatError(f"{path.name} has {file_bytes} bytes, at least 8 are needed: truncated or damaged")
         if header_bytes > limit:
             raise ModelFormatError(
-                f"{path.name}: a header of {header_bytes} bytes, but at most {max(limit, 0)} fit: truncated or damaged"
+                f"{path.name}: a header of {header_bytes} bytes, but at most {limit} fit: truncated or damaged"
             )
         header = parse_json_object(file.read(header_bytes), f"the header of {path.name}")
     return header, file_bytes - 8 - header_bytes
