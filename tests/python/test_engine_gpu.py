@@ -54,7 +54,7 @@ def answers(llm):
 def test_marked_accuracy_is_that_of_the_cpu(llm):
     prompts, right = zip(*held_out_pairs(50))
 
-    def answer(llm):  # the longest answer has 40 tokens
+    def answer(llm):  # the longest answer has 49 tokens
         outputs = llm.generate(list(prompts), SamplingParams(temperature=0.0, max_tokens=64))
         return [output.outputs[0].text for output in outputs]
 
