@@ -20,6 +20,7 @@ BUILTIN_LINE = (
 _DEFAULT_BLOCK_SIZE = {"cpu": 16, "cuda": 64}
 _DEFAULT_NUM_BATCHED_TOKENS = {"cpu": 256, "cuda": 8192}
 _DEFAULT_STEP_TIMEOUT = {"cpu": 300.0, "cuda": 10.0}  # seconds
+_MAX_STEP_TIMEOUT = 86400
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICES = ("auto", "cpu", "cuda")
 _LOAD_FORMATS = ("auto", "safetensors", "dummy")
@@ -83,7 +84,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name in ("model", "tokenizer"):
-            if not isinstance(getattr(self, name), (str, os.PathLike, type(None))):
+            if not isinstance(getattr(self, name), (str, os.PathLike, type(None))) or getattr(self, name) == "":
                 raise ConfigError(f"{name}={shorten(getattr(self, name))}: must be the path of a folder")
         _require_choice("dtype", self.dtype, _DTYPES)
         _require_choice("device", self.device, _DEVICES)
@@ -106,8 +107,10 @@ class EngineConfig:
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0.0 < share <= 1.0:
             raise ConfigError(f"gpu_memory_utilization={shorten(share)}: must be above 0 and at most 1; default: 0.9")
         timeout = self.step_timeout
-        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0):
-            raise ConfigError(f"step_timeout={shorten(timeout)}: must be a positive number of seconds")
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
+            raise ConfigError(f"step_timeout={shorten(timeout)}: must be a number of seconds")
+        if timeout is not None and not 0 < timeout <= _MAX_STEP_TIMEOUT:
+            raise ConfigError(f"step_timeout={timeout}: must be a positive number of seconds up to {_MAX_STEP_TIMEOUT}")
         if self.kv_cache_memory_bytes is not None and self.num_kv_blocks is not None:
             raise ConfigError("kv_cache_memory_bytes and num_kv_blocks both size the KV cache: give one of them")
 

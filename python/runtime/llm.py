@@ -139,7 +139,7 @@ class LLM:
             messages: [{"role": "user", "content": ...}, ...], or a list of such lists.
             chat_template_kwargs: further variables of the model's chat template.
         """
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        conversations = list(messages) if _is_list_of_conversations(messages) else [messages]
         if not conversations:
             raise InvalidRequestError("messages", messages, "at least one message")
         options = {**(chat_template_kwargs or {}), "add_generation_prompt": add_generation_prompt, "tools": tools}
@@ -279,6 +279,12 @@ class LLM:
             for handle in handles:
                 handle.abort()
             raise
+
+
+def _is_list_of_conversations(messages: object) -> bool:
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        return False
+    return not any(isinstance(one, (Mapping, str)) for one in messages)
 
 
 def _checked_params(params: object) -> SamplingParams:

@@ -82,7 +82,7 @@ def test_longest_context():
     [
         ({"rope_type": "spiral"}, "rope_type='spiral' is unknown; known: default, linear"),
         ({"rope_type": "linear"}, "rope_type=linear needs factor"),
-        ({"rope_type": "linear", "factor": -1}, "factor=-1: a positive number up to 1e+12 is needed"),
+        ({"rope_type": "linear", "factor": -1}, "factor=-1: a number from 1e-12 to 1e+12 is needed"),
         ({"rope_type": "yarn", "rope_theta": 1}, "rope_theta=1: more than 1 is needed"),
         ({"rope_type": ["linear"]}, "rope_type=['linear'] is unknown"),
         ({"rope_type": "default", "rope_theta": float("nan")}, "rope_theta=nan"),
@@ -91,7 +91,7 @@ def test_longest_context():
         ({"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.125}, "more than 2 rotary dimensions"),
         (
             {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]},
-            "short_factor needs 8 positive numbers",
+            "short_factor needs 8 numbers from 1e-12 to 1e+12",
         ),
         (
             {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0},

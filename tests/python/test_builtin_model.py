@@ -23,7 +23,7 @@ from runtime.engine import Knobs
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "builtin_model"
 EOS, END = 1, 5
 MIN_SHARE = 0.98
-# the longest answer, a function of 40 tokens, and what ends it
+# room for the longest answer, a function of 49 tokens, and what ends it
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, logprobs=2)
 SAMPLED = [SamplingParams(temperature=1.0, seed=seed, max_tokens=32, ignore_eos=True, logprobs=2) for seed in range(3)]
 

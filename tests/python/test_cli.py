@@ -147,7 +147,12 @@ def test_help_lists_every_verb(run):
         (["generate", "-p", "x", "--max-model-len", "5000"], 2, "max_model_len=5000: from 1 to 1024 is possible"),
         (["generate", "-p", "x", "--num-kv-blocks", "2", "--max-model-len", "99"], 69, "needs 7 KV blocks"),
         (["generate", "no-such-folder", "-p", "x"], 65, "no model folder no-such-folder"),
-        (["inspect", "no-such-folder"], 65, "no model folder"),
+        (["inspect", "no-such-folder"], 65, "no model folder no-such-folder (a model is a folder on this machine)"),
+        (["generate", "", "-p", "x"], 2, "model='': must be the path of a folder"),
+        (["generate", "a prompt without -p " * 300], 65, "no model folder 'a prompt without -p"),
+        (["generate", "two\nlines"], 65, "no model folder 'two\\nlines'"),
+        (["generate", "-p", "x", "--step-timeout", "nan"], 2, "step_timeout=nan: must be a positive number"),
+        (["bench", "scheduler", "--append", "/no/such/rows"], 2, "--append=/no/such/rows: there is no folder /no/such"),
         (["bench", "latncy"], 2, "latncy"),
         (["bench", "latency", "--scenario", "decode_b7"], 2, "unknown scenario 'decode_b7'"),
         (["bench", "scheduler", "--batch", "0"], 2, "--batch=0: must be at least 1"),
@@ -158,6 +163,14 @@ def test_bad_command_lines(run, arguments, code, sentence):
     assert (found, out) == (code, "")
     assert sentence in err
     assert "Traceback" not in err and len(err.strip().splitlines()) == (2 if err.startswith("built-in") else 1)
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_standard_input_that_is_no_text(verb):
+    process = command(verb, stdin=subprocess.PIPE, env={**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"})
+    os.write(process.stdin.fileno(), b"a\xff\n")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "standard input is not text" in err and "Traceback" not in err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")

@@ -55,6 +55,19 @@ def test_valid_text_comes_out_whole(decoder):
         assert "".join(pieces) + rest == text
 
 
+def test_a_prompt_may_be_cut_inside_a_character():
+    """Of a prompt only the end is read; a run of byte tokens that begins inside a character would spoil the output."""
+    for prompt in ("😀😀😀", "a€€€", "\ufffd\ufffd😀", "é" * 9):
+        pieces, rest = run(ByteFallback(), prompt.encode(), "é😀".encode())
+        assert "".join(pieces) + rest == "é😀"
+
+
+def test_a_long_run_of_byte_tokens_comes_out_whole():
+    text = "😀" * 100
+    pieces, rest = run(ByteFallback(), b"a", text.encode())
+    assert "".join(pieces) + rest == text
+
+
 def test_any_bytes_come_out_as_when_decoded_at_once():
     rng = random.Random(2)
     for _ in range(3000):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.cli.main import main
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 README = (ROOT / "README.md").read_text()
@@ -25,6 +27,28 @@ def test_relative_links_lead_to_files(page):
 
 def test_readme_names_every_page():
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in README] == []
+
+
+def test_the_map_names_every_folder():
+    table = (ROOT / "docs" / "architecture.md").read_text().split("## Where things are")[1].split("\n## ")[0]
+    listing = ["git", "ls-files", "-z", "--", "*/*"]
+    files = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    folders = {Path(file).parts[0] for file in files if file} - {".ci"}
+    for place in ("csrc", "python/runtime"):
+        folders |= {Path(file).relative_to(place).parts[0] for file in files if file.startswith(place)}
+    folders = {name for name in folders if "." not in name}
+    assert len(folders) > 20 and {name for name in folders if name not in table} == set()
+
+
+def test_benchmark_commands_are_understood():
+    """Each, with one step of work instead of many, and no file."""
+    page = (ROOT / "docs" / "benchmarks" / "README.md").read_text()
+    commands = [line for block in code_blocks(page, "sh") for line in block.splitlines()]
+    assert commands
+    for command in commands:
+        words = re.sub(r" --append \S+", "", command).split()
+        assert words[:2] == ["runtime", "bench"]
+        assert main([*words[1:], "--steps", "1", "--json"]) == 0
 
 
 def test_readme_python_runs():

@@ -1,6 +1,8 @@
 """`LLM` through its public interface, on a tiny random llama."""
 
 import asyncio
+import io
+import sys
 import threading
 import time
 
@@ -227,6 +229,23 @@ def test_allowed_token_ids_and_detokenize(llm):
 def test_the_models_length_ends_an_output(llm):
     out = llm.generate([5] * 250, SamplingParams(max_tokens=None, ignore_eos=True))[0].outputs[0]
     assert (len(out.token_ids), out.finish_reason) == (6, "length")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_progress_bar_shows_on_a_terminal_with_more_than_one_prompt(llm, monkeypatch):
+    def shown(stderr, prompts, **options):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        llm.generate(prompts, SamplingParams(max_tokens=2), **options)
+        return stderr.getvalue()
+
+    assert "2/2" in shown(Terminal(), ["a", "b"])
+    assert shown(Terminal(), ["a"]) == shown(io.StringIO(), ["a", "b"]) == ""
+    assert shown(Terminal(), ["a", "b"], use_tqdm=False) == ""
+    assert "2/2" in shown(io.StringIO(), ["a", "b"], use_tqdm=True)
 
 
 def test_metrics(llm):

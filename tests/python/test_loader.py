@@ -329,13 +329,18 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", "at most 0 fit: truncated or damaged"),
+        (b"", "model.safetensors has 0 bytes, at least 8 are needed: truncated or damaged"),
         (b"\x02\x00", "truncated or damaged"),
         ((1 << 63).to_bytes(8, "little") + b"{}", "a header of 9223372036854775808 bytes, but at most 2 fit"),
         (safetensors_bytes(b"{nonsense"), "not valid JSON"),
         (safetensors_bytes(b"[]"), "not a JSON object"),
         (safetensors_bytes(b'{"a": 1, "a": 2}'), "stands there twice"),
-        (safetensors_bytes({"a": 7}), "tensor a: its entry is not an object"),
+        (safetensors_bytes({"a": 7}), "tensor a: its entry is not an object of data_offsets, dtype, shape"),
+        (safetensors_bytes({"a": entry() | {"b": 1}}, bytes(8)), "tensor a: its entry is not an object of"),
+        (safetensors_bytes({"__metadata__": {"a": 1}}), "its __metadata__ is not an object of texts"),
+        (safetensors_bytes({"a" * 257: entry()}, bytes(8)), "is not up to 256 printable characters"),
+        (safetensors_bytes({"a\nb": entry()}, bytes(8)), "tensor name 'a\\nb' is not up to 256 printable"),
+        (safetensors_bytes({"__metadata__": {"a": "\ud800"}}), "surrogates not allowed"),
         (safetensors_bytes({"a": entry(dtype="X9")}, bytes(8)), "its dtype 'X9' is unknown"),
         (safetensors_bytes({"a": entry(shape=[-2])}, bytes(8)), "its shape is not a short list of sizes"),
         (safetensors_bytes({"a": entry(shape=[1] * 9)}, bytes(8)), "its shape is not a short list of sizes"),
@@ -354,6 +359,23 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 def test_safetensors_header(folder, content, words):
     (folder / "model.safetensors").write_bytes(content)
     assert words in refusal(ModelFormatError, load, folder)
+
+
+def test_what_only_the_library_refuses_is_worded_too(folder):
+    """-0 is an integer to Python's JSON and a float to the library's."""
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    header_end = 8 + int.from_bytes(whole[:8], "little")
+    header = whole[8:header_end].replace(b'"data_offsets":[0,', b'"data_offsets":[-0,')
+    path.write_bytes(safetensors_bytes(header, whole[header_end:]))
+    assert "model.safetensors: " in (text := refusal(ModelFormatError, load, folder)) and "-0.0" in text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_files_that_may_not_be_read(folder, name):
+    (folder / name).chmod(0)
+    assert f"{name} of {folder} may not be read" in refusal(ModelFormatError, load, folder)
 
 
 def test_truncated_safetensors(folder):
@@ -392,6 +414,7 @@ def test_damaged_headers_only_ever_raise_format_errors(folder):
     "options, words",
     [
         ({"mode": ["triton_int8kv"]}, "mode 'triton_int8kv' is not supported; supported: none"),
+        ({"mode": "triton_int8kv"}, "mode 'triton_int8kv' is not supported; supported: none"),
         ({"load_way": "DS"}, "load_way 'DS' is not supported; supported: HF"),
         ({"load_format": "pt"}, "load_format 'pt' is not supported; supported: auto, safetensors, dummy"),
         ({"dtype": "int3"}, "dtype 'int3' is not supported; supported: float32, bfloat16, float16"),

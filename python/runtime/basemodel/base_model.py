@@ -108,7 +108,8 @@ class TpPartBaseModel:
         self.tp_rank_, self.world_size_ = tp_rank, world_size
         self.weight_dir_ = check_model_folder(weight_dir)
         self.max_total_token_num, self.block_size, self.max_num_seqs = max_total_token_num, block_size, max_num_seqs
-        self.load_way, self.mode, self.load_format = load_way, list(mode), load_format
+        self.load_way, self.load_format = load_way, load_format
+        self.mode = [mode] if isinstance(mode, str) else list(mode)
         self.device, self.deterministic, self.seed = torch.device(device), deterministic, seed
         self._given_dtype, self._given_max_model_len, self._given_tp_group = dtype, max_model_len, tp_group
         self._init_config()

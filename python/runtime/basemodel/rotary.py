@@ -68,7 +68,7 @@ _POSITIVE = (
     "mscale",
     "mscale_all_dim",
 )
-_LARGEST = 1e12
+_SMALLEST, _LARGEST = 1e-12, 1e12  # so that float32 holds every frequency
 
 
 def _entry_problems(rope: RopeParameters) -> list[str]:
@@ -77,7 +77,7 @@ def _entry_problems(rope: RopeParameters) -> list[str]:
         return [f"rope_type={shorten(kind)} is unknown; known: {', '.join(_NEEDS)}"]
     problems = [f"rope_type={kind} needs {name}" for name in _NEEDS[kind] if rope.get(name) is None]
     problems += [
-        f"{name}={shorten(rope[name])}: a positive number up to {_LARGEST:g} is needed"
+        f"{name}={shorten(rope[name])}: a number from {_SMALLEST:g} to {_LARGEST:g} is needed"
         for name in _POSITIVE
         if rope.get(name) is not None and not _is_positive(rope[name])
     ]
@@ -101,11 +101,12 @@ def _dimension_problems(rope: RopeParameters, head_dim: int) -> list[str]:
     if rope["rope_type"] == "dynamic" and dim == 2:
         return ["rope_type=dynamic needs more than 2 rotary dimensions"]
     factors = ("short_factor", "long_factor") if rope["rope_type"] == "longrope" else ()
-    return [f"{name} needs {dim // 2} positive numbers" for name in factors if not _are_positive(rope[name], dim // 2)]
+    needed = f"{dim // 2} numbers from {_SMALLEST:g} to {_LARGEST:g}"
+    return [f"{name} needs {needed}" for name in factors if not _are_positive(rope[name], dim // 2)]
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= _LARGEST
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and _SMALLEST <= value <= _LARGEST
 
 
 def _are_positive(values: object, count: int) -> bool:

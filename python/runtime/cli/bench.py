@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.append and not Path(args.append).parent.is_dir():  # said before the minutes of measuring
+        raise ConfigError(f"--append={args.append}: there is no folder {Path(args.append).parent}")
     makers = {"latency": _latency, "suite": _suite, "scheduler": _scheduler}
     for row in makers[args.what](args):
         print(json.dumps(row) if args.json else _table(row), flush=True)

@@ -78,6 +78,8 @@ class Conversation:
             return input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return None
+        except UnicodeDecodeError as error:
+            raise InvalidRequestError("message", message=f"standard input is not text: {error}") from None
 
     def _answer(self, text: str) -> None:
         messages = [*self._messages, {"role": "user", "content": text}]

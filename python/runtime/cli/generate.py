@@ -16,7 +16,7 @@ from runtime.cli.parser import (
     engine_arguments,
     sampling_params,
 )
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, InvalidRequestError
 
 if TYPE_CHECKING:
     from runtime.llm import LLM
@@ -105,4 +105,7 @@ def _stream(llm: LLM, prompt: str, params: SamplingParams) -> RequestOutput:
 def _read_stdin() -> str:
     if sys.stdin.isatty():
         raise ConfigError("no prompt", hint="give -p TEXT, or pipe the prompt in")
-    return sys.stdin.read()
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError("prompt", message=f"standard input is not text: {error}") from None

@@ -59,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail too
         return _EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.filename is None:  # not of a file that somebody named
+            raise
+        print(f"runtime: {error.filename}: {error.strerror}", file=sys.stderr)
+        return EXIT_USAGE
 
 
 def _dispatch(arguments: list[str]) -> int:

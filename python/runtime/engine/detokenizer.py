@@ -32,7 +32,7 @@ class IncrementalDetokenizer:
     def __init__(self, decoder: Decoder, prompt_token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> None:
         self._decoder = decoder
         self._skip = skip_special_tokens
-        self._window = list(prompt_token_ids[-_CONTEXT:])
+        self._window = self._end_of(prompt_token_ids)
         self._shown = self._decode(self._window)  # what of decode(window) is out
         self._held = 0  # tokens since the last character came out
 
@@ -54,6 +54,13 @@ class IncrementalDetokenizer:
         """What was held back, at the end of the output."""
         return self._show(self._decode(self._window))
 
+    def _end_of(self, token_ids: Sequence[int]) -> list[int]:
+        """The last tokens, a few more where these would begin inside a character: that shows as U+FFFD."""
+        windows = [list(token_ids[-size:]) for size in range(_CONTEXT, _CONTEXT + _MAX_UNFINISHED + 1)]
+        if "\ufffd" not in self._decode(windows[0]):
+            return windows[0]
+        return min(windows, key=lambda window: self._decode(window).count("\ufffd"))
+
     def _show(self, text: str) -> str:
         delta = text[len(self._shown) :]
         self._shown = text
@@ -73,10 +80,9 @@ class IncrementalDetokenizer:
 
     def _trim(self, text: str) -> None:
         """Forgets all but the last tokens, where that leaves the text as it is."""
-        window = self._window[-_CONTEXT:]
+        window = self._end_of(self._window)
         tail = self._decode(window)
-        clean = text.endswith(tail) and not tail.startswith("\ufffd")
-        if clean or len(self._window) > _FORCED_WINDOW:
+        if text.endswith(tail) or len(self._window) > _FORCED_WINDOW:
             unshown = max(len(text) - len(self._shown), 0)
             self._window = window
             self._shown = tail[: max(len(tail) - unshown, 0)]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import ModelFormatError
@@ -47,11 +47,17 @@ class Checkpoint:
         info = self.tensors[name]
         if device.type == "meta":
             return torch.empty(info.shape, dtype=dtype, device=device)[index]
-        if info.path not in self._files:
-            self._files[info.path] = safe_open(str(info.path), framework="pt")
-        part: Tensor = self._files[info.path].get_slice(name)[index]
+        part: Tensor = self._open(info.path).get_slice(name)[index]
         self.bytes_read += part.numel() * part.element_size()
         return part.to(device=device, dtype=dtype)
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._files:
+            try:
+                self._files[path] = safe_open(str(path), framework="pt")
+            except SafetensorError as error:  # stricter about numbers than Python's JSON, or the file has changed
+                raise ModelFormatError(f"{path.name}: {error}") from None
+        return self._files[path]
 
 
 def _all_tensors(folder: Path) -> dict[str, TensorInfo]:

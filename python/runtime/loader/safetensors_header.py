@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelFormatError
+from ..errors import ModelFormatError, shorten
 from .model_folder import parse_json_object
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 8
+MAX_NAME_LEN = 256
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 DTYPES = {
     "F64": torch.float64,
@@ -47,11 +49,11 @@ def _is_size(value: object) -> bool:
 
 def _tensor_info(path: Path, entry: Any) -> TensorInfo | str:
     """The entry, or what is wrong with it."""
-    if not isinstance(entry, dict):
-        return "its entry is not an object"
-    dtype, shape, offsets = DTYPES.get(str(entry.get("dtype"))), entry.get("shape"), entry.get("data_offsets")
+    if not (isinstance(entry, dict) and entry.keys() == _ENTRY_KEYS):
+        return f"its entry is not an object of {', '.join(sorted(_ENTRY_KEYS))}"
+    dtype, shape, offsets = DTYPES.get(str(entry["dtype"])), entry["shape"], entry["data_offsets"]
     if dtype is None:
-        return f"its dtype {entry.get('dtype')!r} is unknown"
+        return f"its dtype {shorten(entry['dtype'])} is unknown"
     if not (isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS and all(map(_is_size, shape))):
         return "its shape is not a short list of sizes"
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets))):
@@ -82,9 +84,11 @@ def _header_object(path: Path) -> tuple[dict[str, Any], int]:
         file_bytes = os.fstat(file.fileno()).st_size
         header_bytes = int.from_bytes(file.read(8), "little")
         limit = min(MAX_HEADER_BYTES, file_bytes - 8)
+        if limit < 0:
+            raise ModelFormatError(f"{path.name} has {file_bytes} bytes, at least 8 are needed: truncated or damaged")
         if header_bytes > limit:
             raise ModelFormatError(
-                f"{path.name}: a header of {header_bytes} bytes, but at most {max(limit, 0)} fit: truncated or damaged"
+                f"{path.name}: a header of {header_bytes} bytes, but at most {limit} fit: truncated or damaged"
             )
         header = parse_json_object(file.read(header_bytes), f"the header of {path.name}")
     return header, file_bytes - 8 - header_bytes
@@ -93,9 +97,16 @@ def _header_object(path: Path) -> tuple[dict[str, Any], int]:
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one file by name; ModelFormatError with everything that is wrong."""
     header, data_bytes = _header_object(path)
-    header.pop("__metadata__", None)
-    checked = {name: _tensor_info(path, entry) for name, entry in header.items()}
-    problems = [f"tensor {name}: {problem}" for name, problem in checked.items() if isinstance(problem, str)]
+    metadata = header.pop("__metadata__", {})
+    problems = [
+        f"tensor name {shorten(name)} is not up to {MAX_NAME_LEN} printable characters"
+        for name in header
+        if len(name) > MAX_NAME_LEN or not name.isprintable()
+    ]
+    checked = {name: _tensor_info(path, entry) for name, entry in header.items()} if not problems else {}
+    problems += [f"tensor {name}: {problem}" for name, problem in checked.items() if isinstance(problem, str)]
+    if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
+        problems.append("its __metadata__ is not an object of texts")
     found = {name: info for name, info in checked.items() if isinstance(info, TensorInfo)}
     if not problems:
         problems = _layout_problems(found, data_bytes)

@@ -1,0 +1,66 @@
+"""What the text files of a model folder say: chat templates, and the tokens that end an output."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from runtime import LLM, SamplingParams
+from runtime.errors import ModelFormatError
+from runtime.tokenizer import Tokenizer, read_eos_token_ids
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+def folder(tiny_llama, tmp_path):
+    return Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
+
+
+def write(folder, name, **entries):
+    (folder / name).write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize(
+    "generation, config, ids",
+    [
+        ({"eos_token_id": [7, 1, 7]}, {"eos_token_id": 2}, [7, 1]),
+        ({"eos_token_id": 7}, {"eos_token_id": 2}, [7]),
+        ({}, {"eos_token_id": [2, 3]}, [2, 3]),
+        ({"eos_token_id": None}, {"eos_token_id": 2}, [2]),
+        ({}, {}, []),
+    ],
+)
+def test_eos_ids_are_generation_configs_else_configs(tmp_path, generation, config, ids):
+    write(tmp_path, "config.json", **config)
+    write(tmp_path, "generation_config.json", **generation)
+    assert read_eos_token_ids(tmp_path) == ids
+
+
+@pytest.mark.parametrize("value", ["</s>", [1, "</s>"], -1, True, 1.5])
+def test_eos_ids_that_are_none_are_refused(tmp_path, value):
+    write(tmp_path, "generation_config.json", eos_token_id=value)
+    with pytest.raises(ModelFormatError, match="generation_config.json: eos_token_id=.*a token id or a list"):
+        read_eos_token_ids(tmp_path)
+
+
+def test_each_of_several_eos_ids_ends_an_output(folder):
+    write(folder, "generation_config.json", eos_token_id=[1, 7])
+    with LLM(str(folder)) as llm:
+        for token in (1, 7):
+            params = SamplingParams(temperature=0.0, max_tokens=9, logit_bias={token: 100.0})
+            out = llm.generate("the", params)[0].outputs[0]
+            assert (out.token_ids, out.finish_reason, out.stop_reason) == ([token], "stop", None)
+
+
+def test_a_template_file_comes_before_tokenizer_configs(folder):
+    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    assert Tokenizer(folder).apply_chat_template(MESSAGES, add_generation_prompt=False) == "[hi]"
+
+
+def test_of_several_named_templates_the_default_is_taken(folder):
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ eos_token }}yes"}]
+    write(folder, "tokenizer_config.json", chat_template=named, eos_token={"content": "<eos>"})
+    assert Tokenizer(folder).apply_chat_template(MESSAGES) == "<eos>yes"
