@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "scheduler/order.h"
 #include "scheduler/plan_writer.h"
 #include "scheduler/policies.h"
+#include "scheduler/recorder.h"
 #include "scheduler/request.h"
 #include "scheduler/tenants.h"
 #include "scheduler/waiting_queue.h"
@@ -47,6 +49,8 @@ class Scheduler::Core {
   const PlanWriter& writer() const { return writer_; }
 
   void AttachPlanBuffers(std::span<const PlanBuffer> buffers);
+  void Record(const std::string& path);
+  void StopRecording() { recorder_.reset(); }
   void SetTime(std::int64_t now_us);
   std::int32_t Schedule();
   const StepResult& Update(std::int32_t step, std::span<const TokenId> token_ids);
@@ -126,6 +130,8 @@ class Scheduler::Core {
   std::int64_t forced_step_ = 0;
   std::int64_t num_arrived_ = 0;
   std::int64_t now_us_ = 0;
+
+  std::unique_ptr<Recorder> recorder_;  // nullptr: nothing is recorded
 
   std::vector<InboxEvent> drained_;
   StepResult events_;  // since the last result

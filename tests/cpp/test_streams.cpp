@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <optional>
 #include <random>
 
+#include "recorded.h"
 #include "serving.h"
 #include "streams.h"
 
@@ -19,7 +21,10 @@ class Stream {
         num_blocks_(static_cast<std::int32_t>(1 + Below(80 / config_.block_size))),
         serving_(config_, num_blocks_) {}
 
-  void Run(std::int32_t num_ops) {
+  void Record(const std::string& path) { serving_.scheduler().Record(path); }
+
+  // Returns the number of steps.
+  std::int64_t Run(std::int32_t num_ops) {
     for (std::int32_t op = 0; op < num_ops; ++op) {
       const std::int64_t kind = Below(10);
       if (kind < 3) {
@@ -35,6 +40,7 @@ class Stream {
     }
     serving_.RunUntilDrained();
     Verify();
+    return serving_.scheduler().stats().num_steps;
   }
 
  private:
@@ -137,11 +143,22 @@ class Stream {
 };
 
 TEST(ServingStreamTest, ShortStreamsOfAnyConfiguration) {
-  ForEachSeed(1500, [](std::uint64_t seed) { Stream(seed).Run(60); });
+  ForEachSeed(5000, [](std::uint64_t seed) { Stream(seed).Run(20); });
 }
 
 TEST(ServingStreamTest, LongStreams) {
-  ForEachSeed(10, [](std::uint64_t seed) { Stream(1000000 + seed).Run(1000); });
+  ForEachSeed(100, [](std::uint64_t seed) { Stream(1000000 + seed).Run(500); });
+}
+
+TEST(ServingStreamTest, RecordedStreamsReplay) {
+  ForEachSeed(200, [](std::uint64_t seed) {
+    const TemporaryFile log;
+    std::optional<Stream> stream(std::in_place, 2000000 + seed);
+    stream->Record(log.path());
+    const std::int64_t num_steps = stream->Run(100);
+    stream.reset();
+    ExpectReplays(log.path(), num_steps);
+  });
 }
 
 }  // namespace

@@ -89,6 +89,13 @@ class Scheduler {
   // Forgets cached prefixes before the next step; requests that run keep their blocks.
   void ResetPrefixCache();
 
+  // Writes an event log to `path` from now on, which runtime::Replay (runtime/event_log.h) takes:
+  // lengths and hashes, neither token ids nor request ids. Before the first request. Throws
+  // ConfigError when it cannot be written.
+  void Record(const std::string& path);
+  // Ends it; destruction does as well. Until then up to a second of events may not be in the file.
+  void StopRecording();
+
   // The time, in microseconds from any origin; never goes back. Called before Schedule, by its
   // thread; nothing else tells the scheduler the time.
   void SetTime(std::int64_t now_us);
