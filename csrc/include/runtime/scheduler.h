@@ -62,6 +62,10 @@ struct SubmitOptions {
 // preempted and later recomputed. Its state is a function of its configuration and of the calls
 // made to it.
 //
+// When memory runs out, Submit, Abort, Stop and ResetPrefixCache throw std::bad_alloc and have done
+// nothing. After Schedule, Update or TakeEvents threw it, or an InvariantError, the scheduler can
+// only be destroyed: these calls and Check() throw.
+//
 // Submit, Abort, Stop, ResetPrefixCache and Wake may be called from any thread; everything else
 // from one thread at a time.
 class Scheduler {
