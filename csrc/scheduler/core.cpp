@@ -200,6 +200,7 @@ void Scheduler::Core::Emit(const Request& request, FinishReason reason, TokenId 
 }
 
 const StepResult& Scheduler::Core::TakeEvents() {
+  const Change change(is_lost_);
   DrainInbox();
   std::swap(events_, result_);
   Clear(events_);

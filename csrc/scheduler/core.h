@@ -8,10 +8,9 @@
 #include <unordered_map>
 #include <vector>
 
-#include "common/check.h"
 #include "kv_cache/kv_pool.h"
-#include "runtime/error.h"
 #include "runtime/scheduler.h"
+#include "scheduler/change.h"
 #include "scheduler/inbox.h"
 #include "scheduler/order.h"
 #include "scheduler/plan_writer.h"
@@ -49,21 +48,6 @@ class Scheduler::Core {
   BlockAllocator& allocator() { return allocator_; }
   Inbox& inbox() { return inbox_; }
   const PlanWriter& writer() const { return writer_; }
-
-  // Makes a call that changes the state. What it throws halfway, memory that ran out above all,
-  // leaves a state that is good for nothing but destruction; a refused argument changes nothing.
-  template <typename Call>
-  decltype(auto) Change(Call call) {
-    Require(!is_lost_, "the scheduler failed in an earlier call: it can only be destroyed");
-    try {
-      return call();
-    } catch (const InvalidArgument&) {
-      throw;
-    } catch (...) {
-      is_lost_ = true;
-      throw;
-    }
-  }
 
   void AttachPlanBuffers(std::span<const PlanBuffer> buffers);
   void Record(const std::string& path);

@@ -9,6 +9,7 @@ namespace runtime {
 
 std::int32_t Scheduler::Core::Schedule() {
   Require(!buffers_.empty(), "plan buffers are attached before the first step");
+  const Change change(is_lost_);
   DrainInbox();
   if (num_in_flight_ == config_.num_steps_in_flight) return -1;
   PlanStep();

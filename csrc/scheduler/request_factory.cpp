@@ -77,9 +77,8 @@ std::int32_t MaxLen(const SchedulerConfig& config, const BlockAllocator& allocat
 }
 
 std::vector<TokenId> MaskedIds(const SchedulerConfig& config, const RequestParams& params) {
-  std::vector<TokenId> ids;
-  if (params.min_tokens() == 0) return ids;
-  ids = params.stop_token_ids();
+  if (params.min_tokens() == 0) return {};
+  std::vector<TokenId> ids = params.stop_token_ids();
   if (!params.ignore_eos()) {
     ids.insert(ids.end(), config.eos_token_ids.begin(), config.eos_token_ids.end());
   }

@@ -13,6 +13,7 @@ const StepResult& Scheduler::Core::Update(std::int32_t step, std::span<const Tok
   Require(step == flight.step, "steps are updated in the order of their plans");
   Require(token_ids.size() == flight.rows.size(),
           "update needs one token for each row of its plan");
+  const Change change(is_lost_);
   DrainInbox();
   for (std::size_t i = 0; i < token_ids.size(); ++i) {
     RetireRow(flight.rows[i], static_cast<std::int32_t>(i), token_ids[i]);

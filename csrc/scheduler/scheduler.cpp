@@ -36,17 +36,13 @@ void Scheduler::StopRecording() { core_->StopRecording(); }
 
 void Scheduler::SetTime(std::int64_t now_us) { core_->SetTime(now_us); }
 
-std::int32_t Scheduler::Schedule() {
-  return core_->Change([&] { return core_->Schedule(); });
-}
+std::int32_t Scheduler::Schedule() { return core_->Schedule(); }
 
 const StepResult& Scheduler::Update(std::int32_t step, std::span<const TokenId> token_ids) {
-  return core_->Change([&]() -> const StepResult& { return core_->Update(step, token_ids); });
+  return core_->Update(step, token_ids);
 }
 
-const StepResult& Scheduler::TakeEvents() {
-  return core_->Change([&]() -> const StepResult& { return core_->TakeEvents(); });
-}
+const StepResult& Scheduler::TakeEvents() { return core_->TakeEvents(); }
 
 bool Scheduler::Wait(double timeout_s) { return core_->inbox().Wait(timeout_s, core_->HasWork()); }
 

@@ -130,7 +130,7 @@ void SweepAll(const std::string& log) {
     Story(sweep, log).Run();
     ASSERT_FALSE(::testing::Test::HasFailure()) << "allocation " << k;
     if (sweep.has_failed()) continue;
-    EXPECT_GT(k, 100);
+    EXPECT_GT(k, 50);
     break;
   }
 }

@@ -67,7 +67,7 @@ def test_batch_chunks_cache_preemption_and_depth_change_nothing(tiny_llama, alon
 
 
 def test_preempted_requests_answer_as_if_uninterrupted(tiny_llama, alone):
-    """200 random schedules: which requests, in which order and between which steps, in how many blocks, cut how often."""
+    """200 random schedules: which requests, in which order, between which steps, in how many blocks."""
     num_preemptions = 0
     for seed in range(20):
         rng = random.Random(seed)
