@@ -157,6 +157,11 @@ def _settings(args: argparse.Namespace, times: StepTimes) -> Settings:
 
     if args.kv_tokens is not None and args.num_blocks is not None:
         raise ConfigError("--kv-tokens and --num-blocks both size the KV pool: give one of them")
+    if args.kv_tokens is not None and args.kv_tokens < args.block_size:
+        raise ConfigError(
+            f"--kv-tokens {args.kv_tokens}: must be at least {args.block_size}, one KV block",
+            hint="--block-size makes blocks smaller",
+        )
     num_blocks = args.num_blocks if args.kv_tokens is None else args.kv_tokens // max(args.block_size, 1)
     return Settings(
         step_times=times,
