@@ -298,11 +298,14 @@ class TestVerb:
 
     def test_prints_json_and_writes_files(self, tmp_path, capsys):
         files = ["--json", "-", "--csv", str(tmp_path / "r.csv"), "--save-calibration", str(tmp_path / "c.json")]
+        files += ["--append", str(tmp_path / "rows.jsonl")]
         assert main([*self.ARGUMENTS, "--rate", "20", "--slo-ttft-ms", "500", *files]) == 0
         figures = json.loads(capsys.readouterr().out)
         assert figures["requests_done"] == 40
         assert figures["slo"] == {"ttft_ms": 500.0}
         assert len((tmp_path / "r.csv").read_text().splitlines()) == 41
+        row = json.loads((tmp_path / "rows.jsonl").read_text())
+        assert row["device"] and row["e2e_ms"] == figures["e2e_ms"]
         again = [
             "simulate",
             "--calibration",
