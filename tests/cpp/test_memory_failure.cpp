@@ -2,7 +2,10 @@
 // nothing, or leaves a scheduler that refuses everything and can be destroyed.
 #include <gtest/gtest.h>
 
+#include <deque>
 #include <functional>
+#include <new>
+#include <optional>
 
 #include "counted_new.h"
 #include "recorded.h"
