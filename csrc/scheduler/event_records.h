@@ -1,6 +1,7 @@
 // What an event log consists of; docs/event_log.md says it in words. Each record is described once:
-// `Visit` calls `io` with every field in turn, to write it or to read it. A new kind of event is a
-// struct here, a call in Recorder and a case in the replay.
+// `Visit` calls `io` with every field in turn, to write it or to read it; of an enum it names the
+// last value too. A new kind of event is a struct here, a call in Recorder and a case in the
+// replay.
 #pragma once
 
 #include <cstdint>
@@ -57,7 +58,7 @@ struct Header {
     io(watermark);
     io(preempt_every);
     io(constant_block_hash);
-    io(policy);
+    io.Choice(policy, SchedulingPolicy::kFair);
     io(priority_ageing_s);
     io(tenant_weights);
     io(prompt_token_weight);

@@ -22,9 +22,9 @@ struct Out {
   void operator()(event_log::Word word) { file.PutWord(word); }
   void operator()(double value) { file.PutWord(std::bit_cast<std::uint64_t>(value)); }
   void operator()(const std::string& text) { file.PutText(text); }
-  template <typename Value>
-    requires std::integral<Value> || std::is_enum_v<Value>
-  void operator()(Value value) {
+  void operator()(std::integral auto value) { file.Put(static_cast<std::int64_t>(value)); }
+  template <typename Enum>
+  void Choice(Enum value, Enum) {
     file.Put(static_cast<std::int64_t>(value));
   }
   template <typename Item>
@@ -92,7 +92,7 @@ Recorder::Recorder(const std::string& path, const SchedulerConfig& config, std::
 
 void Recorder::Write(auto record) {
   Out out{file_};
-  out(record.kKind);
+  file_.Put(static_cast<std::int64_t>(record.kKind));
   record.Visit(out);
   file_.EndRecord();
 }
@@ -158,7 +158,7 @@ void Recorder::OnEnd(std::int32_t row, bool is_error) { update_.ends.push_back({
 
 void Recorder::OnUpdate() {
   Out out{file_};
-  out(update_.kKind);
+  file_.Put(static_cast<std::int64_t>(update_.kKind));
   update_.Visit(out);
   file_.EndRecord();
   update_.ends.clear();

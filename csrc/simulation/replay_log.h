@@ -21,8 +21,9 @@ struct In {
   void operator()(Word& word) { word = file.TakeWord(); }
   void operator()(double& value) { value = std::bit_cast<double>(file.TakeWord()); }
   void operator()(std::string& text) { text = file.TakeText(); }
-  void operator()(SchedulingPolicy& policy) {
-    policy = static_cast<SchedulingPolicy>(Number(0, static_cast<int>(SchedulingPolicy::kFair)));
+  template <typename Enum>
+  void Choice(Enum& value, Enum last) {
+    value = static_cast<Enum>(Number(0, static_cast<std::int64_t>(last)));
   }
   void operator()(bool& value) { value = Number(0, 1) != 0; }
   template <std::integral Value>
