@@ -223,6 +223,10 @@ void BindScheduler(py::module_& m) {
            "A stop string ended the request after num_kept output tokens.")
       .def("reset_prefix_cache", &Scheduler::ResetPrefixCache,
            "Forgets cached prefixes before the next step.")
+      .def("record", &Scheduler::Record, "path"_a,
+           "Writes an event log from now on, for replay(). Before the first request. Raises "
+           "ConfigError when the file cannot be written.")
+      .def("stop_recording", &Scheduler::StopRecording, "Ends the event log, if there is one.")
       .def("schedule", &Schedule,
            "Tells the time, then plans the next step; the index of the buffer written, or -1: "
            "nothing can run now.")

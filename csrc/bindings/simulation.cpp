@@ -5,9 +5,11 @@
 #include <pybind11/typing.h>
 
 #include <chrono>
+#include <string>
 #include <utility>
 
 #include "bindings/bind.h"
+#include "runtime/event_log.h"
 
 namespace py = pybind11;
 using py::literals::operator""_a;
@@ -214,20 +216,45 @@ void BindResult(py::module_& m) {
            "Percentiles and rates; goodput counts requests that meet every limit.");
 }
 
+ReplayReport ReplayFile(const std::string& path) {
+  const py::gil_scoped_release free;
+  return Replay(path, CheckSignals());
+}
+
+void BindReplay(py::module_& m) {
+  using R = ReplayReport;
+  using D = R::Difference;
+  py::class_<D>(m, "ReplayDifference", "A step that was decided in another way.")
+      .def_readonly("step", &D::step)
+      .def_readonly("expected", &D::expected, "hash of the recorded decision; None: no step")
+      .def_readonly("found", &D::found, "hash of the replayed one; None: no step");
+  py::class_<R>(m, "ReplayReport", "What the replay of an event log showed.")
+      .def_readonly("num_steps", &R::num_steps, "decided as recorded")
+      .def_readonly("num_requests", &R::num_requests)
+      .def_readonly("seconds", &R::seconds, "that the scheduler's clock passed")
+      .def_readonly("runtime_version", &R::runtime_version, "that recorded it")
+      .def_readonly("difference", &R::difference, "the first one, or None")
+      .def_readonly("damage", &R::damage, "why it could not be read on; empty: it was whole");
+  m.def("replay", &ReplayFile, "path"_a,
+        "Feeds a recorded event log to a new scheduler and compares its decisions. Raises "
+        "ConfigError.");
+}
+
 }  // namespace
 
 void BindSimulation(py::module_& m) {
   BindStepTime(m);
   BindWorkload(m);
   BindResult(m);
+  BindReplay(m);
   py::class_<ReplicaConfig>(m, "ReplicaConfig", "A scheduler, its pool and its step times.")
       .def(py::init([](const SchedulerConfig& scheduler, std::int32_t num_blocks,
-                       const StepTimeModel& step_time) {
-             ReplicaConfig config{scheduler, num_blocks, step_time};
+                       const StepTimeModel& step_time, std::string event_log) {
+             ReplicaConfig config{scheduler, num_blocks, step_time, std::move(event_log)};
              config.Validate();
              return config;
            }),
-           "scheduler"_a, "num_blocks"_a, "step_time"_a)
+           "scheduler"_a, "num_blocks"_a, "step_time"_a, py::kw_only(), "event_log"_a = "")
       .def_property_readonly("max_len", &ReplicaConfig::max_len,
                              "tokens that a prompt and its output may have together");
   py::class_<FleetConfig>(m, "FleetConfig", "Replicas behind a router.")

@@ -7,6 +7,7 @@
 
 namespace runtime {
 void Scheduler::Core::Check() const {
+  Hold(!is_lost_, "no call ended halfway");
   kv_.Check();
   CheckRequests();
   CheckOwners();

@@ -93,6 +93,14 @@ void Scheduler::Core::AttachPlanBuffers(std::span<const PlanBuffer> buffers) {
 void Scheduler::Core::SetTime(std::int64_t now_us) {
   Require(now_us >= now_us_, "time never goes back");
   now_us_ = now_us;
+  if (recorder_) recorder_->OnTime(now_us);
+}
+
+void Scheduler::Core::Record(const std::string& path) {
+  Require(recorder_ == nullptr && num_arrived_ == 0 && step_ == 0,
+          "recording begins before the first request, and once");
+  recorder_ = std::make_unique<Recorder>(path, config_, allocator_.num_blocks());
+  recorder_->OnTime(now_us_);
 }
 
 void Scheduler::Core::DrainInbox() {
@@ -103,6 +111,7 @@ void Scheduler::Core::DrainInbox() {
 
 void Scheduler::Core::Handle(InboxEvent& event) {
   if (event.kind == InboxEvent::Kind::kResetPrefixCache) {
+    if (recorder_) recorder_->OnResetPrefixCache();
     for (auto& [id, request] : requests_) request->kv.chain.open = false;
     kv_.ClearPrefixes();
     return;
@@ -115,12 +124,16 @@ void Scheduler::Core::Handle(InboxEvent& event) {
     request.rank = order_->Rank(request);
     request.tenant = &tenants_.Enter(request.tenant_name, waiting_.floor(), waiting_.last_left());
     waiting_.Insert(request);
+    if (recorder_) recorder_->OnSubmit(request);
     return;
   }
   const auto found = requests_.find(event.id);
   if (found == requests_.end()) return;  // it ended by itself meanwhile
   Request& request = *found->second;
   const bool is_stop = event.kind == InboxEvent::Kind::kStop;
+  if (recorder_) {
+    is_stop ? recorder_->OnStop(request, event.num_kept) : recorder_->OnAbort(request);
+  }
   if (is_stop) totals_.num_output_tokens -= std::max(request.num_outputs() - event.num_kept, 0);
   Finish(request, is_stop ? FinishReason::kStop : FinishReason::kAbort, -1, -1, -1);
   Settle(request);
@@ -187,6 +200,7 @@ void Scheduler::Core::Emit(const Request& request, FinishReason reason, TokenId 
 }
 
 const StepResult& Scheduler::Core::TakeEvents() {
+  const Change change(is_lost_);
   DrainInbox();
   std::swap(events_, result_);
   Clear(events_);

@@ -4,15 +4,18 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "kv_cache/kv_pool.h"
 #include "runtime/scheduler.h"
+#include "scheduler/change.h"
 #include "scheduler/inbox.h"
 #include "scheduler/order.h"
 #include "scheduler/plan_writer.h"
 #include "scheduler/policies.h"
+#include "scheduler/recorder.h"
 #include "scheduler/request.h"
 #include "scheduler/tenants.h"
 #include "scheduler/waiting_queue.h"
@@ -47,6 +50,8 @@ class Scheduler::Core {
   const PlanWriter& writer() const { return writer_; }
 
   void AttachPlanBuffers(std::span<const PlanBuffer> buffers);
+  void Record(const std::string& path);
+  void StopRecording() { recorder_.reset(); }
   void SetTime(std::int64_t now_us);
   std::int32_t Schedule();
   const StepResult& Update(std::int32_t step, std::span<const TokenId> token_ids);
@@ -127,10 +132,13 @@ class Scheduler::Core {
   std::int64_t num_arrived_ = 0;
   std::int64_t now_us_ = 0;
 
+  std::unique_ptr<Recorder> recorder_;  // nullptr: nothing is recorded
+
   std::vector<InboxEvent> drained_;
   StepResult events_;  // since the last result
   StepResult result_;
   SchedulerStats totals_;
+  bool is_lost_ = false;  // a call ended halfway
 };
 
 }  // namespace runtime

@@ -9,15 +9,18 @@ namespace runtime {
 
 std::int32_t Scheduler::Core::Schedule() {
   Require(!buffers_.empty(), "plan buffers are attached before the first step");
+  const Change change(is_lost_);
   DrainInbox();
   if (num_in_flight_ == config_.num_steps_in_flight) return -1;
   PlanStep();
   if (draft_.empty()) {
     Ensure(num_in_flight_ > 0 || requests_.empty(), "something advances while requests are alive");
+    if (recorder_) recorder_->OnNoPlan();
     CheckIfAsked();
     return -1;
   }
   Launch();
+  if (recorder_) recorder_->OnPlan(buffers_[static_cast<std::size_t>(next_buffer_)]);
   CheckIfAsked();
   return std::exchange(next_buffer_, (next_buffer_ + 1) % static_cast<int>(buffers_.size()));
 }

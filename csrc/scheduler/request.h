@@ -1,11 +1,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "common/siphash.h"
 #include "kv_cache/kv_pool.h"
 #include "runtime/request_params.h"
 #include "runtime/types.h"
@@ -13,6 +15,12 @@
 namespace runtime {
 
 struct Tenant;
+
+// How far an event log has followed a request's tokens, see Recorder.
+struct BlockTrail {
+  Hash128 tail;           // of its last recorded block and all before it
+  std::size_t count = 0;  // recorded blocks
+};
 
 enum class RequestState : std::uint8_t { kWaiting, kRunning, kPreempted, kFinished };
 
@@ -63,6 +71,7 @@ struct Request {
   std::int32_t num_cached = -1;      // prefix hit, in tokens, of its first admission; -1: none yet
   std::int32_t num_preemptions = 0;
   KvShare kv;
+  BlockTrail trail;
 
   std::int32_t num_tokens() const { return static_cast<std::int32_t>(tokens.size()) + num_unknown; }
   std::int32_t num_outputs() const { return static_cast<std::int32_t>(tokens.size()) - prompt_len; }

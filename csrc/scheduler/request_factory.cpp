@@ -21,9 +21,19 @@ void RequireInVocabulary(const SchedulerConfig& config, const char* param, Token
                        "token ids between 0 and " + to_string(config.vocab_size - 1));
 }
 
+// Without an exit in the middle, so that many ids are looked at at once.
+bool AreInVocabulary(const SchedulerConfig& config, const std::vector<TokenId>& ids) {
+  const auto size = static_cast<std::uint32_t>(config.vocab_size);
+  bool all = true;
+  for (const TokenId id : ids) all = all & (static_cast<std::uint32_t>(id) < size);
+  return all;
+}
+
 void RequireVocabulary(const SchedulerConfig& config, const std::vector<TokenId>& prompt_ids,
                        const RequestParams& params) {
-  for (const TokenId id : prompt_ids) RequireInVocabulary(config, "prompt_ids", id);
+  if (!AreInVocabulary(config, prompt_ids)) {
+    for (const TokenId id : prompt_ids) RequireInVocabulary(config, "prompt_ids", id);
+  }
   for (const TokenId id : params.stop_token_ids())
     RequireInVocabulary(config, "stop_token_ids", id);
   for (const auto& [id, bias] : params.logit_bias()) RequireInVocabulary(config, "logit_bias", id);
@@ -77,9 +87,8 @@ std::int32_t MaxLen(const SchedulerConfig& config, const BlockAllocator& allocat
 }
 
 std::vector<TokenId> MaskedIds(const SchedulerConfig& config, const RequestParams& params) {
-  std::vector<TokenId> ids;
-  if (params.min_tokens() == 0) return ids;
-  ids = params.stop_token_ids();
+  if (params.min_tokens() == 0) return {};
+  std::vector<TokenId> ids = params.stop_token_ids();
   if (!params.ignore_eos()) {
     ids.insert(ids.end(), config.eos_token_ids.begin(), config.eos_token_ids.end());
   }

@@ -13,6 +13,7 @@ const StepResult& Scheduler::Core::Update(std::int32_t step, std::span<const Tok
   Require(step == flight.step, "steps are updated in the order of their plans");
   Require(token_ids.size() == flight.rows.size(),
           "update needs one token for each row of its plan");
+  const Change change(is_lost_);
   DrainInbox();
   for (std::size_t i = 0; i < token_ids.size(); ++i) {
     RetireRow(flight.rows[i], static_cast<std::int32_t>(i), token_ids[i]);
@@ -20,6 +21,7 @@ const StepResult& Scheduler::Core::Update(std::int32_t step, std::span<const Tok
   oldest_ = (oldest_ + 1) % 2;
   --num_in_flight_;
   events_.started.assign(flight.started.begin(), flight.started.end());
+  if (recorder_) recorder_->OnUpdate();
   return TakeEvents();
 }
 
@@ -42,10 +44,12 @@ void Scheduler::Core::RetireRow(const InFlightRow& row, std::int32_t index, Toke
 void Scheduler::Core::TakeToken(Request& request, std::int32_t index, TokenId token) {
   --request.num_unknown;
   if (token < 0 || token >= config_.vocab_size) {
+    if (recorder_) recorder_->OnEnd(index, /*is_error=*/true);
     Finish(request, FinishReason::kError, -1, index, -1);
     return;
   }
   request.tokens.push_back(token);
+  if (recorder_) recorder_->OnToken(request);
   ++totals_.num_output_tokens;
   waiting_.ChargeOutput(*request.tenant);
   kv_.Publish(request.kv, request.tokens, request.num_retired);
@@ -56,6 +60,7 @@ void Scheduler::Core::TakeToken(Request& request, std::int32_t index, TokenId to
       std::ranges::find(config_.eos_token_ids, token) != config_.eos_token_ids.end();
   const bool is_stop = !is_eos && std::ranges::binary_search(stop_ids, token);
   if (may_stop && (is_eos || is_stop)) {
+    if (recorder_) recorder_->OnEnd(index, /*is_error=*/false);
     Finish(request, FinishReason::kStop, token, index, is_stop ? token : -1);
   } else if (static_cast<std::int32_t>(request.tokens.size()) == request.max_len) {
     Finish(request, FinishReason::kLength, token, index, -1);

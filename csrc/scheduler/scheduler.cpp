@@ -30,6 +30,10 @@ void Scheduler::Stop(RequestId id, std::int32_t num_kept) { core_->inbox().Stop(
 
 void Scheduler::ResetPrefixCache() { core_->inbox().ResetPrefixCache(); }
 
+void Scheduler::Record(const std::string& path) { core_->Record(path); }
+
+void Scheduler::StopRecording() { core_->StopRecording(); }
+
 void Scheduler::SetTime(std::int64_t now_us) { core_->SetTime(now_us); }
 
 std::int32_t Scheduler::Schedule() { return core_->Schedule(); }

@@ -147,6 +147,8 @@ void FleetConfig::Validate() const {
                  "between 1 and " + Text(1 << 20));
   RequireSetting(num_threads >= 1 && num_threads <= 256, "num_threads", num_threads,
                  "between 1 and 256");
+  RequireSetting(replica.event_log.empty(), "event_log", replica.event_log,
+                 "empty for a fleet: a log is of one replica");
   RequireSetting(report_interval_s >= 1e-6 && report_interval_s <= 3600.0, "report_interval_s",
                  report_interval_s, "between 1e-06 and 3600 seconds");
 }

@@ -75,6 +75,7 @@ Replica::Replica(const ReplicaConfig& config, const SharedPrefixes& shape, std::
       executor_(config.scheduler.max_num_seqs),
       flights_(2) {
   scheduler_.AttachPlanBuffers(memory.buffers());
+  if (!config.event_log.empty()) scheduler_.Record(config.event_log);
 }
 
 void Replica::AdvanceTo(std::int64_t until_ns, Feed& feed) {

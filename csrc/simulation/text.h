@@ -17,9 +17,11 @@ inline std::string Text(double value) {
   return {digits, std::to_chars(digits, digits + sizeof(digits), value).ptr};
 }
 
+inline const std::string& Text(const std::string& value) { return value; }
+
 // Throws ConfigError unless `holds`: "name=value: must be limit".
 template <typename T>
-void RequireSetting(bool holds, const char* name, T value, const std::string& limit) {
+void RequireSetting(bool holds, const char* name, const T& value, const std::string& limit) {
   if (!holds) throw ConfigError(std::string(name) + "=" + Text(value) + ": must be " + limit);
 }
 

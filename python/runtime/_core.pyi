@@ -15,6 +15,8 @@ __all__: list[str] = [
     "BlockAllocator",
     "FleetConfig",
     "Lengths",
+    "ReplayDifference",
+    "ReplayReport",
     "ReplicaConfig",
     "RequestParams",
     "Scheduler",
@@ -26,6 +28,7 @@ __all__: list[str] = [
     "StepResult",
     "StepTimeModel",
     "Workload",
+    "replay",
     "simulate",
     "simulate_fleet",
     "simulated_request",
@@ -218,6 +221,10 @@ class Scheduler:
         """
         Raises RuntimeError that names the first broken invariant.
         """
+    def record(self, path: str) -> None:
+        """
+        Writes an event log from now on, for replay(). Before the first request. Raises ConfigError when the file cannot be written.
+        """
     def reset_prefix_cache(self) -> None:
         """
         Forgets cached prefixes before the next step.
@@ -232,6 +239,10 @@ class Scheduler:
     ) -> None:
         """
         A stop string ended the request after num_kept output tokens.
+        """
+    def stop_recording(self) -> None:
+        """
+        Ends the event log, if there is one.
         """
     def submit(
         self,
@@ -430,6 +441,55 @@ class SimulationResult:
         sums over replicas
         """
 
+class ReplayDifference:
+    """
+    A step that was decided in another way.
+    """
+    @property
+    def expected(self) -> int | None:
+        """
+        hash of the recorded decision; None: no step
+        """
+    @property
+    def found(self) -> int | None:
+        """
+        hash of the replayed one; None: no step
+        """
+    @property
+    def step(self) -> int: ...
+
+class ReplayReport:
+    """
+    What the replay of an event log showed.
+    """
+    @property
+    def damage(self) -> str:
+        """
+        why it could not be read on; empty: it was whole
+        """
+    @property
+    def difference(self) -> ReplayDifference | None:
+        """
+        the first one, or None
+        """
+    @property
+    def num_requests(self) -> int: ...
+    @property
+    def num_steps(self) -> int:
+        """
+        decided as recorded
+        """
+    @property
+    def runtime_version(self) -> str:
+        """
+        that recorded it
+        """
+    @property
+    def seconds(self) -> float:
+        """
+        that the scheduler's clock passed
+        """
+
 class ReplicaConfig:
     """
     A scheduler, its pool and its step times.
@@ -439,6 +499,8 @@ class ReplicaConfig:
         scheduler: SchedulerConfig,
         num_blocks: typing.SupportsInt | typing.SupportsIndex,
         step_time: StepTimeModel,
+        *,
+        event_log: str = "",
     ) -> None: ...
     @property
     def max_len(self) -> int:
@@ -520,6 +582,11 @@ class step_plan:
     SAMPLE_SCORE: typing.ClassVar[int] = 128
     STEP_GREEDY_ONLY: typing.ClassVar[int] = 1
     VERSION: typing.ClassVar[int] = 1
+
+def replay(path: str) -> ReplayReport:
+    """
+    Feeds a recorded event log to a new scheduler and compares its decisions. Raises ConfigError.
+    """
 
 @typing.overload
 def simulate(config: ReplicaConfig, workload: Workload) -> SimulationResult:

@@ -59,6 +59,7 @@ class EngineConfig:
         enforce_eager: no CUDA graphs.
         step_timeout: seconds after which a step counts as hung and the engine stops.
         max_queued_requests: most waiting requests before `submit` refuses more; None: no limit.
+        event_log: file to record the scheduler's events and decisions in, for `runtime simulate --replay`.
     """
 
     model: str | os.PathLike[str] | None = None
@@ -80,12 +81,15 @@ class EngineConfig:
     enforce_eager: bool = False
     step_timeout: float | None = None
     max_queued_requests: int | None = None
+    event_log: str | os.PathLike[str] | None = None
     log_level: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "tokenizer"):
             if not isinstance(getattr(self, name), (str, os.PathLike, type(None))) or getattr(self, name) == "":
                 raise ConfigError(f"{name}={shorten(getattr(self, name))}: must be the path of a folder")
+        if not isinstance(self.event_log, (str, os.PathLike, type(None))):
+            raise ConfigError(f"event_log={shorten(self.event_log)}: must be the path of a file")
         _require_choice("dtype", self.dtype, _DTYPES)
         _require_choice("device", self.device, _DEVICES)
         _require_choice("load_format", self.load_format, _LOAD_FORMATS)

@@ -181,7 +181,7 @@ void RunAllocatorStream(std::uint64_t seed) {
 }
 
 TEST(BlockAllocatorStreamTest, AnyOrderOfCallsKeepsTheInvariants) {
-  testing::ForEachSeed(10000, RunAllocatorStream);
+  testing::ForEachSeed(5000, RunAllocatorStream);
 }
 
 }  // namespace

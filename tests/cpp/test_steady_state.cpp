@@ -1,29 +1,9 @@
 // Once every request decodes, a step takes no memory.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
+#include "counted_new.h"
 #include "runtime/scheduler.h"
 #include "runtime/step_plan.h"
-
-namespace {
-std::atomic<std::int64_t> num_allocations = 0;
-
-void* Take(std::size_t size) {
-  ++num_allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-}  // namespace
-
-void* operator new(std::size_t size) { return Take(size); }
-void* operator new[](std::size_t size) { return Take(size); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace runtime {
 namespace {
@@ -60,9 +40,9 @@ TEST_P(SteadyStateTest, DecodingTakesNoMemory) {
     scheduler.Update(++step, tokens);
   };
   for (int i = 0; i < 10; ++i) advance();
-  const std::int64_t before = num_allocations;
+  const std::int64_t before = testing::num_allocations;
   for (int i = 0; i < 100; ++i) advance();  // over six blocks of each request
-  EXPECT_EQ(num_allocations, before);
+  EXPECT_EQ(testing::num_allocations, before);
   EXPECT_EQ(scheduler.stats().num_running, kNumSeqs);
 }
 

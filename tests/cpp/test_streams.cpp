@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <optional>
 #include <random>
 
+#include "recorded.h"
 #include "serving.h"
 #include "streams.h"
 
@@ -19,7 +21,10 @@ class Stream {
         num_blocks_(static_cast<std::int32_t>(1 + Below(80 / config_.block_size))),
         serving_(config_, num_blocks_) {}
 
-  void Run(std::int32_t num_ops) {
+  void Record(const std::string& path) { serving_.scheduler().Record(path); }
+
+  // Returns the number of steps.
+  std::int64_t Run(std::int32_t num_ops) {
     for (std::int32_t op = 0; op < num_ops; ++op) {
       const std::int64_t kind = Below(10);
       if (kind < 3) {
@@ -35,6 +40,7 @@ class Stream {
     }
     serving_.RunUntilDrained();
     Verify();
+    return serving_.scheduler().stats().num_steps;
   }
 
  private:
@@ -137,11 +143,57 @@ class Stream {
 };
 
 TEST(ServingStreamTest, ShortStreamsOfAnyConfiguration) {
-  ForEachSeed(1500, [](std::uint64_t seed) { Stream(seed).Run(60); });
+  ForEachSeed(5000, [](std::uint64_t seed) { Stream(seed).Run(20); });
 }
 
 TEST(ServingStreamTest, LongStreams) {
-  ForEachSeed(10, [](std::uint64_t seed) { Stream(1000000 + seed).Run(1000); });
+  ForEachSeed(100, [](std::uint64_t seed) { Stream(1000000 + seed).Run(500); });
+}
+
+// Requests come and are aborted at any moment of their lives; nothing stays behind.
+void Storm(std::uint64_t seed) {
+  constexpr RequestId kNumRequests = 1000;
+  std::mt19937_64 random(seed);
+  const auto below = [&](std::uint64_t n) { return static_cast<std::int32_t>(random() % n); };
+  SchedulerConfig config;
+  config.max_num_seqs = 16;
+  config.max_num_batched_tokens = 64;
+  config.block_size = 4;
+  config.max_model_len = 64;
+  config.vocab_size = 60;
+  config.num_steps_in_flight = 1 + below(2);
+  Serving serving(config, 80);
+  for (RequestId next = 0; next < kNumRequests;) {
+    for (std::int32_t i = below(9); i > 0 && next < kNumRequests; --i) {
+      serving.Submit(next++, std::vector<TokenId>(1 + below(30), below(3)),
+                     {.temperature = 0.0, .max_tokens = 1 + below(30)});
+    }
+    for (std::int32_t i = below(9); i > 0; --i)
+      serving.Abort(next - 1 - below(std::min<std::uint64_t>(next, 40) + 1));
+    serving.Step();
+  }
+  for (RequestId id = 0; id < kNumRequests; ++id) serving.Abort(id);
+  serving.RunUntilDrained();
+  std::int64_t num_aborted = 0;
+  for (const auto& [id, outcome] : serving.outcomes()) {
+    ASSERT_EQ(outcome.num_ends, 1) << "request " << id;
+    num_aborted += outcome.finish == FinishReason::kAbort;
+  }
+  EXPECT_GT(num_aborted, kNumRequests / 10);
+  EXPECT_EQ(serving.allocator().num_free(), serving.allocator().num_blocks());
+}
+
+TEST(ServingStreamTest, AbortStorms) { ForEachSeed(5, Storm); }
+
+TEST(ServingStreamTest, RecordedStreamsReplay) {
+  ForEachSeed(200, [](std::uint64_t seed) {
+    const TemporaryFile log;
+    std::optional<Stream> stream(std::in_place, 2000000 + seed);
+    stream->Record(log.path());
+    const std::int64_t num_steps = stream->Run(100);
+    stream.reset();
+    ExpectReplays(log.path(), num_steps);
+  });
 }
 
 }  // namespace

@@ -1,14 +1,17 @@
 """Benchmarks: the limits they compare with, and what they count."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from runtime.bench import suite
+from runtime.bench import scheduler_calls, suite
 from runtime.bench.latency import StepClock
 from runtime.bench.limits import decode_step_s, offline_s, on_paper
 from runtime.bench.scenarios import LATENCY, Scenario, decode_prompts, offline_prompts, offline_scenario
+from runtime.cli.main import main
 from runtime.errors import ConfigError
+from runtime.simulation import replay
 
 CONFIGS = Path(__file__).parents[2] / "docs" / "benchmarks" / "configs"
 
@@ -80,3 +83,16 @@ def test_prompts_are_seeded_and_share_nothing():
     made = decode_prompts(LATENCY["decode_b8"], 32000)
     assert made == decode_prompts(LATENCY["decode_b8"], 32000) and len(made) == 8 and {len(p) for p in made} == {1000}
     assert len({tuple(prompt[:16]) for prompt in made}) == 8
+
+
+def test_every_call_of_the_scheduler_is_timed():
+    found = scheduler_calls.measure(40)
+    assert found.pop("calls") == 40
+    assert set(found) == {"idle_schedule_us", "schedule_us", "update_us", "submit_us", "abort_us"}
+
+
+def test_a_benchmark_of_the_scheduler_records_its_decisions(tmp_path, capsys):
+    log = tmp_path / "events"
+    assert main(["bench", "scheduler", "--batch", "3", "--steps", "20", "--event-log", str(log), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scenario"] == "scheduler_b3_recorded"
+    assert replay(log).figures["requests"] == 3

@@ -1,6 +1,7 @@
 """With `deterministic=True` tokens and logprobs are the same bit for bit, however a request is run."""
 
 import random
+import time
 
 import pytest
 
@@ -63,6 +64,31 @@ def test_batch_chunks_cache_preemption_and_depth_change_nothing(tiny_llama, alon
         if knobs.preempt_every or "num_kv_blocks" in arguments:
             assert stats.num_preemptions > 0
         assert stats.num_free_blocks == stats.num_blocks
+
+
+def test_preempted_requests_answer_as_if_uninterrupted(tiny_llama, alone):
+    """200 random schedules: which requests, in which order, between which steps, in how many blocks."""
+    num_preemptions = 0
+    for seed in range(20):
+        rng = random.Random(seed)
+        arguments = {
+            "max_num_batched_tokens": rng.choice((5, 16, 40)),
+            "max_num_seqs": rng.randrange(2, 9),
+            "num_kv_blocks": rng.choice((33, 40, 400)),
+            "enable_prefix_caching": rng.random() < 0.7,
+        }
+        knobs = Knobs(preempt_every=rng.randrange(1, 7), num_steps_in_flight=rng.randrange(1, 3))
+        with LLM._with_knobs(knobs, str(tiny_llama), **{**SMALL, **arguments}) as llm:
+            for _ in range(10):
+                chosen = rng.sample(range(len(PROMPTS)), 3)
+                handles = []
+                for i in chosen:
+                    handles.append(llm.submit(PROMPTS[i], PARAMS[i]))
+                    time.sleep(rng.choice((0.0, 0.001, 0.003)))
+                for i, handle in zip(chosen, handles):
+                    assert handle.result(60).outputs[0].token_ids == alone[i][0], f"seed {seed}, request {i}"
+            num_preemptions += llm.stats.num_preemptions
+    assert num_preemptions > 200
 
 
 def test_scores_do_not_depend_on_the_cache(tiny_llama):

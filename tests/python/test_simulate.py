@@ -298,11 +298,14 @@ class TestVerb:
 
     def test_prints_json_and_writes_files(self, tmp_path, capsys):
         files = ["--json", "-", "--csv", str(tmp_path / "r.csv"), "--save-calibration", str(tmp_path / "c.json")]
+        files += ["--append", str(tmp_path / "rows.jsonl")]
         assert main([*self.ARGUMENTS, "--rate", "20", "--slo-ttft-ms", "500", *files]) == 0
         figures = json.loads(capsys.readouterr().out)
         assert figures["requests_done"] == 40
         assert figures["slo"] == {"ttft_ms": 500.0}
         assert len((tmp_path / "r.csv").read_text().splitlines()) == 41
+        row = json.loads((tmp_path / "rows.jsonl").read_text())
+        assert row["device"] and row["e2e_ms"] == figures["e2e_ms"]
         again = [
             "simulate",
             "--calibration",
@@ -328,7 +331,8 @@ class TestVerb:
             ([*ARGUMENTS, "--workload", "azure"], "unknown workload 'azure'; did you mean 'azure-code'"),
             ([*ARGUMENTS, "--rate", "-2"], "rate=-2: must be above 0 requests a second"),
             ([*ARGUMENTS, "--rate", "1", "--concurrency", "2"], "--rate and --concurrency: arrivals are an open loop"),
-            ([*ARGUMENTS, "--rate", "1", "--kv-tokens", "0"], "num_blocks=0: must be between 1 and"),
+            ([*ARGUMENTS, "--rate", "1", "--num-blocks", "0"], "num_blocks=0: must be between 1 and"),
+            ([*ARGUMENTS, "--rate", "1", "--kv-tokens", "9"], "--kv-tokens 9: must be at least 16, one KV block"),
             ([*ARGUMENTS, "--rate", "1", "--kv-tokens", "64"], "longest request has 200 tokens: must be at most 65"),
             ([*ARGUMENTS, "--rate", "1", "--num-blocks", "1", "--kv-tokens", "1"], "give one of them"),
             ([*ARGUMENTS, "--trace", "x.csv"], "--num-requests describes made-up requests"),

@@ -62,6 +62,10 @@ struct SubmitOptions {
 // preempted and later recomputed. Its state is a function of its configuration and of the calls
 // made to it.
 //
+// When memory runs out, Submit, Abort, Stop and ResetPrefixCache throw std::bad_alloc and have done
+// nothing. After Schedule, Update or TakeEvents threw it, or an InvariantError, the scheduler can
+// only be destroyed: these calls and Check() throw.
+//
 // Submit, Abort, Stop, ResetPrefixCache and Wake may be called from any thread; everything else
 // from one thread at a time.
 class Scheduler {
@@ -88,6 +92,13 @@ class Scheduler {
   void Stop(RequestId id, std::int32_t num_kept);
   // Forgets cached prefixes before the next step; requests that run keep their blocks.
   void ResetPrefixCache();
+
+  // Writes an event log to `path` from now on, which runtime::Replay (runtime/event_log.h) takes:
+  // lengths and hashes, neither token ids nor request ids. Before the first request. Throws
+  // ConfigError when it cannot be written.
+  void Record(const std::string& path);
+  // Ends it; destruction does as well. Until then up to a second of events may not be in the file.
+  void StopRecording();
 
   // The time, in microseconds from any origin; never goes back. Called before Schedule, by its
   // thread; nothing else tells the scheduler the time.

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "runtime/scheduler.h"
@@ -147,6 +148,7 @@ struct ReplicaConfig {
   SchedulerConfig scheduler;  // vocab_size and eos_token_ids are the simulator's own
   std::int32_t num_blocks = 0;
   StepTimeModel step_time;
+  std::string event_log = {};  // a file that Scheduler::Record writes; of one replica only
 
   // Tokens that a prompt and its output may have together.
   std::int32_t max_len() const;

@@ -15,9 +15,15 @@ VOCAB_SIZE = 32000
 _STEP, _NUM_ROWS = 1, 4  # header words of a plan
 
 
-def measure(batch: int, *, prompt_len: int = 64, num_steps: int = 2000) -> dict[str, Any]:
-    """Microseconds of `schedule`, `update` and both, with `batch` running decodes: medians over `num_steps`."""
+def measure(batch: int, *, prompt_len: int = 64, num_steps: int = 2000, event_log: str | None = None) -> dict[str, Any]:
+    """Microseconds of `schedule`, `update` and both, with `batch` running decodes: medians over `num_steps`.
+
+    With `event_log` they are recorded there meanwhile.
+    """
     scheduler, plans = _start(batch, prompt_len, num_steps)
+    if event_log is not None:
+        scheduler.record(event_log)
+    _submit(scheduler, batch, prompt_len)
     tokens = np.full(batch, 7, dtype=np.int32)
     schedule_us: list[float] = []
     update_us: list[float] = []
@@ -48,8 +54,11 @@ def _start(batch: int, prompt_len: int, num_steps: int) -> tuple[_core.Scheduler
     scheduler = _core.Scheduler(config, _core.BlockAllocator(num_blocks))
     plans = [np.zeros(scheduler.plan_capacity, dtype=np.int32) for _ in range(2)]
     scheduler.attach_plan_buffers([(plan.ctypes.data, plan.size) for plan in plans])
+    return scheduler, plans
+
+
+def _submit(scheduler: _core.Scheduler, batch: int, prompt_len: int) -> None:
     params = _core.RequestParams(temperature=0.0, ignore_eos=True)
     rng = np.random.default_rng(0)
     for request_id in range(batch):
         scheduler.submit(request_id, rng.integers(0, VOCAB_SIZE, prompt_len, dtype=np.int32), params)
-    return scheduler, plans

@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scheduler = verbs.add_parser("scheduler", help="schedule and update, without a model")
     scheduler.add_argument("--batch", type=int, default=64, help="running decodes")
     scheduler.add_argument("--steps", type=int, default=2000, help="steps")
+    scheduler.add_argument("--calls", type=int, metavar="N", help="instead: what one call costs from Python, of N each")
+    scheduler.add_argument("--event-log", metavar="FILE", help="record events and decisions meanwhile")
     for verb in (latency, suite, scheduler):
         verb.add_argument("--json", action="store_true", help="print rows as JSON")
         verb.add_argument("--append", metavar="FILE", help="add the rows to a .jsonl file")
@@ -93,10 +95,15 @@ def _suite(args: argparse.Namespace) -> Iterator[Row]:
 def _scheduler(args: argparse.Namespace) -> Iterator[Row]:
     _require_positive("batch", args.batch)
     _require_positive("steps", args.steps)
-    from runtime.bench import scheduler
+    _require_positive("calls", args.calls)
+    from runtime.bench import scheduler, scheduler_calls
 
-    found = scheduler.measure(args.batch, num_steps=args.steps)
-    name = f"scheduler_b{args.batch}"
+    if args.calls:
+        found = scheduler_calls.measure(args.calls)
+        yield {"engine": "runtime", "scenario": "scheduler_calls", **found, **_environment("cpu")}
+        return
+    found = scheduler.measure(args.batch, num_steps=args.steps, event_log=args.event_log)
+    name = f"scheduler_b{args.batch}" + ("_recorded" if args.event_log else "")
     yield {"engine": "runtime", "scenario": name, "batch": args.batch, **found, **_environment("cpu")}
 
 

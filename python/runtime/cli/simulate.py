@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from runtime.errors import ConfigError
 if TYPE_CHECKING:
     from runtime.simulation import Report, Settings, Slo, StepTimes, Workload
     from runtime.simulation.run import Trace
+
+_EXIT_DIFFERS = 1
 
 _DEVICE_FLAGS = ("bandwidth", "flops", "link", "memory", "utilization", "launch_s", "host_s")
 _WORKLOAD_FLAGS = {
@@ -64,9 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--json", metavar="FILE", help="figures as one JSON object; -: standard output")
     output.add_argument("--csv", metavar="FILE", help="one line for each request")
     output.add_argument("--plot", metavar="FILE", help="a picture; needs matplotlib")
+    output.add_argument("--append", metavar="FILE", help="add the figures to a .jsonl file, with device and versions")
+    output.add_argument("--event-log", metavar="FILE", help="record events and decisions, for --replay")
+    replayed = parser.add_argument_group("replay")
+    replayed.add_argument(
+        "--replay", metavar="FILE", help="compare the decisions of an event log; nothing else is used"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.replay:
+        return _replay(args)
     from runtime.simulation import find_capacity, simulate
 
     times, slo = _step_times(args), _slo(args)
@@ -80,6 +91,16 @@ def run(args: argparse.Namespace) -> int:
     capacity = find_capacity(workload, settings, slo, share=args.slo_share)  # type: ignore[arg-type]
     found = {"capacity_per_s": capacity.rate, "tried": capacity.tried}
     return _write(args, capacity.report, _scenario(args, times) | found | capacity.report.figures)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from runtime.simulation import replay
+
+    found = replay(args.replay)
+    _print(args, found.figures)
+    if found.problem is not None:
+        print(f"runtime: {found.problem}", file=sys.stderr)
+    return 0 if found.problem is None else _EXIT_DIFFERS
 
 
 def _add_device_arguments(group: argparse._ArgumentGroup) -> None:
@@ -136,12 +157,18 @@ def _settings(args: argparse.Namespace, times: StepTimes) -> Settings:
 
     if args.kv_tokens is not None and args.num_blocks is not None:
         raise ConfigError("--kv-tokens and --num-blocks both size the KV pool: give one of them")
+    if args.kv_tokens is not None and args.kv_tokens < args.block_size:
+        raise ConfigError(
+            f"--kv-tokens {args.kv_tokens}: must be at least {args.block_size}, one KV block",
+            hint="--block-size makes blocks smaller",
+        )
     num_blocks = args.num_blocks if args.kv_tokens is None else args.kv_tokens // max(args.block_size, 1)
     return Settings(
         step_times=times,
         num_blocks=num_blocks,
         enable_prefix_caching=args.enable_prefix_caching,
         router=args.router,
+        event_log=args.event_log,
         scheduler_options={"policy": args.policy},
         **{name: getattr(args, name) for name in _SETTING_FLAGS},
     )
@@ -191,18 +218,24 @@ def _scenario(args: argparse.Namespace, times: StepTimes) -> dict[str, Any]:
 
 def _write(args: argparse.Namespace, report: Report, figures: dict[str, Any]) -> int:
     # JSON has no infinity
-    text = json.dumps({k: str(v) if v in (math.inf, -math.inf) else v for k, v in figures.items()})
-    if args.json == "-":
-        print(text)
-    else:
-        print(_table(figures))
-    if args.json not in (None, "-"):
-        Path(args.json).write_text(text + "\n", encoding="utf-8")
+    figures = {k: str(v) if v in (math.inf, -math.inf) else v for k, v in figures.items()}
+    _print(args, figures)
     if args.csv:
         report.write_csv(args.csv)
     if args.plot:
         report.plot(args.plot)
+    if args.append:
+        from runtime.bench.report import append_row, environment
+
+        append_row({**figures, **environment("cpu")}, Path(args.append))
     return 0
+
+
+def _print(args: argparse.Namespace, figures: dict[str, Any]) -> None:
+    text = json.dumps(figures)
+    print(text if args.json == "-" else _table(figures))
+    if args.json not in (None, "-"):
+        Path(args.json).write_text(text + "\n", encoding="utf-8")
 
 
 def _table(figures: dict[str, Any]) -> str:

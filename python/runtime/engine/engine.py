@@ -238,6 +238,7 @@ class Engine:
             self._die(error)
         finally:
             self._cancel_commands()
+            self._scheduler.stop_recording()
             del self._runner
             gc.collect()  # runner and graphs refer to each other: the model's memory goes now, not some day
 

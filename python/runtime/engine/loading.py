@@ -50,7 +50,10 @@ class LoadedModel:
         )
         allocator = self.model.mem_manager.allocator
         assert allocator is not None, "rank 0 holds the allocator"
-        return _core.Scheduler(limits, allocator)
+        scheduler = _core.Scheduler(limits, allocator)
+        if config.event_log is not None:
+            scheduler.record(os.fspath(config.event_log))
+        return scheduler
 
     def make_runner(self, runner_class: type[ModelRunner], *, num_plan_buffers: int, plan_capacity: int) -> ModelRunner:
         return runner_class(

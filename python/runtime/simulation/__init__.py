@@ -2,6 +2,7 @@
 
 from runtime.simulation.calibration import StepLog, calibrate, fit_step_times, nnls
 from runtime.simulation.capacity import Capacity, find_capacity
+from runtime.simulation.replay import Replay, replay
 from runtime.simulation.roofline import Device, ModelShape, kv_tokens, roofline
 from runtime.simulation.run import Report, Settings, Slo, simulate
 from runtime.simulation.step_times import CALIBRATION_VERSION, StepTimes, load_calibration
@@ -14,6 +15,7 @@ __all__ = [
     "Capacity",
     "Device",
     "ModelShape",
+    "Replay",
     "Report",
     "Settings",
     "Slo",
@@ -27,6 +29,7 @@ __all__ = [
     "load_calibration",
     "nnls",
     "read_trace",
+    "replay",
     "roofline",
     "simulate",
 ]

@@ -37,7 +37,7 @@ def find_capacity(
     if not slo.limits():
         raise ConfigError("no SLO to meet", hint="give --slo-ttft-ms, --slo-tpot-ms, --slo-e2e-ms or --slo-gap-ms")
     if not 0 < share <= 1:
-        raise ConfigError(f"share={share:g}: must be above 0 and at most 1")
+        raise ConfigError(f"share={share:g}: must be above 0 and at most 1", hint="--slo-share; default: 0.99")
     _require_possible(workload, settings, slo, share)
     tried: list[tuple[float, float]] = []
     passed: tuple[float, Report] | None = None

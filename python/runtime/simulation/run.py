@@ -34,6 +34,7 @@ class Settings:
         num_replicas, router: of a fleet.
         report_interval_s: seconds after which the router learns what has ended.
         num_threads: that simulate a fleet; the result does not depend on it.
+        event_log: file to record the events and decisions of one replica in, for `replay`.
     """
 
     step_times: StepTimes
@@ -49,6 +50,7 @@ class Settings:
     router: str = "least_work"
     report_interval_s: float = 0.05
     num_threads: int = 1
+    event_log: str | None = None
 
     def replica(self) -> _core.ReplicaConfig:
         """One replica's compiled settings.
@@ -71,7 +73,7 @@ class Settings:
             num_steps_in_flight=self.num_steps_in_flight,
             **self.scheduler_options,
         )
-        return _core.ReplicaConfig(scheduler, num_blocks, self.step_times.model())
+        return _core.ReplicaConfig(scheduler, num_blocks, self.step_times.model(), event_log=self.event_log or "")
 
     def fleet(self) -> _core.FleetConfig:
         return _core.FleetConfig(

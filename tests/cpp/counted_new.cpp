@@ -1,0 +1,29 @@
+// Apart from who calls them: inlined there, they look mismatched to the compiler.
+#include "counted_new.h"
+
+#include <cstdlib>
+#include <new>
+
+namespace runtime::testing {
+
+std::atomic<std::int64_t> num_allocations = 0;
+std::atomic<std::int64_t> fails_at = 0;
+
+namespace {
+
+void* Allocate(std::size_t size) {
+  ++num_allocations;
+  if (fails_at > 0 && --fails_at == 0) throw std::bad_alloc();
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+
+}  // namespace
+}  // namespace runtime::testing
+
+void* operator new(std::size_t size) { return runtime::testing::Allocate(size); }
+void* operator new[](std::size_t size) { return runtime::testing::Allocate(size); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
