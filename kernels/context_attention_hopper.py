@@ -23,6 +23,9 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .attention_tile import LOG2_E, Scoring
 
+# Triton 3.7 renamed it
+barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+
 ROWS = 128
 KEY_TILE = 64
 NUM_STAGES = 4
@@ -59,7 +62,7 @@ def _zero_past_end(buffer, num_valid, LAYOUT: gl.constexpr):
     values = buffer.load(LAYOUT)
     buffer.store(gl.where((keys < num_valid)[:, None], values, gl.full_like(values, 0.0)))
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
 
 
 @gluon.jit
@@ -128,7 +131,7 @@ def _context_attention_hopper_kernel(
         mbarrier.init(k_ready.index(i), count=1)
         mbarrier.init(v_ready.index(i), count=1)
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
     head_row = head * BLOCK_SIZE
     first_row = head_row
     for i in gl.static_range(STAGES):
@@ -179,7 +182,7 @@ def _context_attention_hopper_kernel(
         acc = warpgroup_mma(p, v_buffers.index(j % STAGES), so_far, is_async=True)
         scores = warpgroup_mma_wait(1, deps=(next_scores,))
         # every warp has read K of this tile and V of the one before
-        gl.thread_barrier()
+        barrier()
         v_wanted = (j > 0) & (k_next - 1 < num_tiles)
         _start_copy(v_desc, k_next - 1, v_wanted, first_row, v_ready, v_buffers, BLOCK_SIZE)
         first_row = next_block * block_rows + head_row

@@ -53,6 +53,17 @@ def test_block_sizes(block_size, device):
     check(batch, torch.float32, sm_scale=0.2)
 
 
+@pytest.mark.parametrize(
+    "heads, kv_heads, head_dim, block_size",
+    [(2, 1, 16, 64), gpu(32, 8, 128, 64), gpu(8, 8, 128, 64), gpu(10, 2, 64, 128), gpu(64, 1, 128, 64)],
+)
+@pytest.mark.parametrize("num_new, lens", [([3, 1, 40], [3, 90, 130]), gpu([1024, 1, 333, 2], [1024, 5, 3000, 65])])
+def test_a_tile_of_keys_in_one_block(heads, kv_heads, head_dim, block_size, num_new, lens, device):
+    shape = dict(heads=heads, kv_heads=kv_heads, head_dim=head_dim, block_size=block_size)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    check(paged_batch(num_new, lens, **shape, dtype=dtype, device=device), dtype, sm_scale=head_dim**-0.5)
+
+
 def test_deterministic_rows_do_not_depend_on_chunks_or_batch(device):
     on_gpu = device.type != "cpu"
     lens = [2048, 100, 1500] if on_gpu else [270, 3, 20]
