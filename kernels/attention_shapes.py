@@ -23,6 +23,11 @@ def default_key_tile(head_dim: int, dtype: torch.dtype) -> int:
     return max(16, min(64, 16384 // (padded_dim(head_dim) * dtype.itemsize)))
 
 
+def batch_tile(batch: int) -> int:
+    """Rows that a kernel looks through for its own; few different ones, since each is a compilation."""
+    return max(128, 1 << (batch - 1).bit_length())
+
+
 @dataclass(frozen=True)
 class PartialsSize:
     """Elements of the buffers that programs of token attention share."""

@@ -10,7 +10,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from . import launch
-from .attention_shapes import DETERMINISTIC_SPLIT, default_key_tile
+from .attention_shapes import DETERMINISTIC_SPLIT, batch_tile, default_key_tile
 from .attention_tile import (
     MIN_SCORE,
     Scoring,
@@ -25,7 +25,7 @@ from .tile_config import ContextAttentionConfig, context_attention_config
 from .token_attention import launch_token_attention
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _context_attention_kernel(
     q_ptr,
     k_cache,
@@ -189,7 +189,7 @@ def launch_context_attention(
         b_seq_len_ptr=b_seq_len,
         batch=batch,
         ROWS=rows,
-        BATCH_TILE=triton.next_power_of_2(batch),
+        BATCH_TILE=batch_tile(batch),
         KEY_TILE=key_tile,
         SPLIT=DETERMINISTIC_SPLIT if scoring.deterministic else key_tile,
         NUM_STAGES=config.num_stages,

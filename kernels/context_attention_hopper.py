@@ -8,7 +8,6 @@ scores of this one become probabilities.
 from __future__ import annotations
 
 import torch
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -21,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from .attention_shapes import batch_tile
 from .attention_tile import LOG2_E, Scoring
 
 # Triton 3.7 renamed it
@@ -65,7 +65,7 @@ def _zero_past_end(buffer, num_valid, LAYOUT: gl.constexpr):
     barrier()
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["batch"])
 def _context_attention_hopper_kernel(
     q_ptr,
     k_desc,
@@ -249,7 +249,7 @@ def launch(
         GROUP=group,
         DIM=k_cache.shape[3],
         ROWS=ROWS,
-        BATCH_TILE=triton.next_power_of_2(batch),
+        BATCH_TILE=batch_tile(batch),
         STAGES=NUM_STAGES,
         num_warps=8,
     )

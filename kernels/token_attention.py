@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .attention_shapes import DETERMINISTIC_SPLIT, default_key_tile, partials_size
+from .attention_shapes import DETERMINISTIC_SPLIT, batch_tile, default_key_tile, partials_size
 from .attention_tile import (
     MIN_SCORE,
     Scoring,
@@ -126,7 +126,7 @@ def _prefetch_tile(
     prefetch_l2(cache_ptr + tokens[:, None] + dims[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _token_attention_kernel(
     q_ptr,
     k_cache,
@@ -350,7 +350,7 @@ def launch_token_attention(
         ROWS=max(16, reduce_rows),
         REDUCE_ROWS=reduce_rows,
         REDUCE_PARTS=max(1, min(16, 8192 // (reduce_rows * dim))),
-        BATCH_TILE=triton.next_power_of_2(batch),
+        BATCH_TILE=batch_tile(batch),
         KEY_TILE=key_tile,
         UNIT=unit,
         MIN_SHARE=1 if scoring.deterministic else config.min_share,

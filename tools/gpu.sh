@@ -3,18 +3,19 @@
 #
 #   tools/gpu.sh [--out DIR] [--minutes N] [PART...]
 #
-# Parts, in this order: build tests tune kernels latency; default: all. The machine's own python3 is used, with torch,
-# triton, pybind11, scikit-build-core, cmake, ninja, pytest and pytest-xdist. DIR (default build/gpu) gets a log of
-# each part, tile tables, and the rows kernels.jsonl and latency.jsonl; --minutes limits the tuning (default 3).
+# Parts, in this order: build tests tune kernels bench; default: all. The machine's own python3 is used, with torch,
+# triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist and transformers. DIR (default build/gpu) gets
+# a log of each part, tile tables, and the rows kernels.jsonl and bench.jsonl; --minutes limits the tuning (default 3).
+# $SOURCE_COMMIT names the revision in the rows where the tree came without its history.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all_parts=(build tests tune kernels latency)
+all_parts=(build tests tune kernels bench)
 out=build/gpu minutes=3 parts=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --out) out=$2 && shift 2 ;;
     --minutes) minutes=$2 && shift 2 ;;
-    build | tests | tune | kernels | latency) parts+=("$1") && shift ;;
+    build | tests | tune | kernels | bench) parts+=("$1") && shift ;;
     *) echo "unknown argument '$1': one of --out, --minutes, ${all_parts[*]}" >&2 && exit 2 ;;
   esac
 done
@@ -35,18 +36,27 @@ run() { # run NAME SECONDS COMMAND...: also into a log; what fails is remembered
 }
 
 part_build() { run build 120 python3 -m pip install -q --no-build-isolation --no-deps -e .; }
-part_tests() { run tests 420 python3 -m pytest -q -m gpu -n 8 --tb=short -p no:cacheprovider tests; }
+part_tests() {
+  # what measures the device's memory needs it alone
+  run tests 420 python3 -m pytest -q -m gpu -n 8 --tb=short -p no:cacheprovider --ignore tests/python/test_start_gpu.py tests
+  run tests-start 240 python3 -m pytest -q -m gpu --tb=short -p no:cacheprovider tests/python/test_start_gpu.py
+}
 part_tune() {
   run tune $((minutes * 60 + 60)) python3 tools/tune_kernels.py --out "$out" --minutes "$minutes"
   cp "$out"/NVIDIA*.json kernels/configs/
 }
-part_kernels() { run kernels 240 python3 -m runtime.bench.kernels --out "$out/kernels.jsonl"; }
-part_latency() {
-  local scenario
-  for scenario in decode_b1 decode_b8 decode_b64 decode_b256; do
-    run "latency-$scenario" 150 python3 -m runtime bench latency --model docs/benchmarks/configs/llama-3.1-8b \
-      --load-format dummy --scenario "$scenario" --append "$out/latency.jsonl"
-  done
+part_kernels() {
+  run kernels 240 python3 -m runtime.bench.kernels --commit "${SOURCE_COMMIT:-}" --out "$out/kernels.jsonl"
+}
+part_bench() {
+  local decode=decode_b1,decode_b8,decode_b64,decode_b256
+  suite llama-3.1-8b "startup,$decode,decode_b8_long,prefill_16x4096,mixed_256,fixed_1024,prefix_512,decode_b256_gaps"
+  suite qwen3-0.6b "startup,$decode,mixed_256,fixed_1024,decode_b1_gaps"
+  suite bloom-7b1 decode_b1,decode_b64,mixed_256,prefill_32x2048
+}
+suite() { # suite MODEL SCENARIOS: on random weights of the model's shapes
+  run "bench-$1" 400 python3 -m runtime bench suite --model "docs/benchmarks/configs/$1" --load-format dummy \
+    --scenarios "$2" --repeat "${REPEAT:-3}" --append "$out/bench.jsonl"
 }
 
 for part in "${parts[@]}"; do "part_$part"; done
