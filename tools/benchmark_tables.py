@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Writes the tables of measured figures into README.md and docs/benchmarks/README.md, from the rows beside the latter.
+
+    tools/benchmark_tables.py [--check]
+
+--check changes nothing and fails when a page does not show what the rows say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = ROOT / "docs" / "benchmarks"
+PAGES = (ROOT / "README.md", ROWS / "README.md")
+MODELS = ("llama-3.1-8b", "qwen3-0.6b", "bloom-7b1")
+IN_README = ("llama-3.1-8b",)
+Row = dict[str, Any]
+
+
+def rows(name: str) -> list[Row]:
+    path = ROWS / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def figure(row: Row) -> str:
+    """What the scenario counts, with its unit."""
+    if "tpot_ms" in row:
+        return f"{row['tpot_ms']:.2f} ms"
+    if row["scenario"] in ("startup", "fixed_1024", "prefix_512"):
+        return f"{row['s']:.2f} s"
+    return f"{row['tok_s']:,.0f} {row.get('counted', 'output')} tok/s"
+
+
+def share(row: Row | None) -> str:
+    return f"{row['pct_of_limit']:.0f} %" if row and "pct_of_limit" in row else ""
+
+
+def table(models: tuple[str, ...]) -> Iterator[str]:
+    """One line for each measured scenario: the figure, its share of the device's limit, and the peer's."""
+    ours = [row for row in rows("gpu.jsonl") if "gap_p50_us" not in row]
+    peers = {(row["model"], row["scenario"]): row for row in rows("peers.jsonl")}
+    devices = " and ".join(sorted({row["device"] for row in ours}))
+    their_devices = " and ".join(sorted({row["device"] for row in peers.values()}))
+    yield f"| model | scenario | {devices} | of its limit | vLLM 0.23.0, {their_devices} | of its limit |"
+    yield "|---|---|---|---|---|---|"
+    for model in models:
+        for row in ours:
+            if row["model"] == model:
+                peer = peers.get((model, row["scenario"]))
+                theirs = figure(peer) if peer else ""
+                yield f"| {model} | `{row['scenario']}` | {figure(row)} | {share(row)} | {theirs} | {share(peer)} |"
+
+
+def gaps() -> Iterator[str]:
+    yield "| model | scenario | p50 | p99 | steps that the host queued late |"
+    yield "|---|---|---|---|---|"
+    for row in rows("gpu.jsonl"):
+        if "gap_p50_us" in row:
+            late = f"{row['late_pct']:.1f} %"
+            yield f"| {row['model']} | `{row['scenario']}` | {row['gap_p50_us']} us | {row['gap_p99_us']} us | {late} |"
+
+
+def filled(page: str) -> str:
+    """The page with what stands between the markers made anew."""
+    parts = {"gpu": table(MODELS), "gpu-short": table(IN_README), "gaps": gaps()}
+    for name, lines in parts.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text = "\n".join(lines)
+        page = re.sub(pattern, lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", page, flags=re.DOTALL)
+    return page
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="only compare")
+    args = parser.parse_args()
+    stale = [path for path in PAGES if filled(path.read_text()) != path.read_text()]
+    for path in stale:
+        if args.check:
+            print(f"{path.relative_to(ROOT)}: the tables are not what the rows say: run tools/benchmark_tables.py")
+        else:
+            path.write_text(filled(path.read_text()))
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
