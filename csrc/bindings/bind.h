@@ -10,5 +10,6 @@ void BindRequestParams(pybind11::module_& m);
 void BindScheduler(pybind11::module_& m);
 void BindSimulation(pybind11::module_& m);
 void BindStepPlan(pybind11::module_& m);
+void BindStepTime(pybind11::module_& m);
 
 }  // namespace runtime::bindings

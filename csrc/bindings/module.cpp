@@ -10,6 +10,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   runtime::bindings::BindErrors();
   runtime::bindings::BindKvCache(m);
   runtime::bindings::BindRequestParams(m);
+  runtime::bindings::BindStepTime(m);
   runtime::bindings::BindScheduler(m);
   runtime::bindings::BindSimulation(m);
   runtime::bindings::BindStepPlan(m);

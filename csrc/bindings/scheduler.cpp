@@ -6,6 +6,7 @@
 #include <array>
 #include <chrono>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -69,16 +70,18 @@ Enum FromName(const char* setting, const std::string& name,
 }
 
 constexpr std::array<std::string_view, 3> kPolicies{"fcfs", "priority", "fair"};
+constexpr std::array<std::string_view, 4> kAdmissions{"none", "max_tokens", "past_future",
+                                                      "oracle"};
 
-SchedulerConfig MakeConfig(std::int32_t max_num_seqs, std::int32_t max_num_batched_tokens,
-                           std::int32_t block_size, std::int32_t max_model_len,
-                           std::int32_t vocab_size, std::vector<TokenId> eos_token_ids,
-                           bool enable_prefix_caching, std::int32_t num_steps_in_flight,
-                           double watermark, std::int32_t preempt_every,
-                           std::int32_t max_queued_requests, std::int64_t seed,
-                           bool constant_block_hash, const std::string& policy,
-                           double priority_ageing_s, std::map<std::string, double> tenant_weights,
-                           double prompt_token_weight, double output_token_weight) {
+SchedulerConfig MakeConfig(
+    std::int32_t max_num_seqs, std::int32_t max_num_batched_tokens, std::int32_t block_size,
+    std::int32_t max_model_len, std::int32_t vocab_size, std::vector<TokenId> eos_token_ids,
+    bool enable_prefix_caching, std::int32_t num_steps_in_flight, double watermark,
+    std::int32_t preempt_every, std::int32_t max_queued_requests, std::int64_t seed,
+    bool constant_block_hash, const std::string& policy, double priority_ageing_s,
+    std::map<std::string, double> tenant_weights, double prompt_token_weight,
+    double output_token_weight, const std::string& admission, double admission_reserve,
+    std::int32_t length_window, double target_itl_ms, std::optional<StepTimeModel> step_time) {
   SchedulerConfig config;
   config.max_num_seqs = max_num_seqs;
   config.max_num_batched_tokens = max_num_batched_tokens;
@@ -98,6 +101,11 @@ SchedulerConfig MakeConfig(std::int32_t max_num_seqs, std::int32_t max_num_batch
   config.tenant_weights = std::move(tenant_weights);
   config.prompt_token_weight = prompt_token_weight;
   config.output_token_weight = output_token_weight;
+  config.admission = FromName<AdmissionMode>("admission", admission, kAdmissions);
+  config.admission_reserve = admission_reserve;
+  config.length_window = length_window;
+  config.target_itl_ms = target_itl_ms;
+  if (step_time) config.step_time = *std::move(step_time);
   config.Validate();
   return config;
 }
@@ -126,9 +134,10 @@ StepResult Update(Scheduler& scheduler, std::int32_t step,
 void BindConfig(py::module_& m) {
   using py::literals::operator""_a;
   const SchedulerConfig defaults;
-  py::class_<SchedulerConfig>(m, "SchedulerConfig",
-                              "Limits of the scheduler. Raises ConfigError. preempt_every and "
-                              "constant_block_hash are for tests.")
+  py::class_<SchedulerConfig>(
+      m, "SchedulerConfig",
+      "Limits of the scheduler. Raises ConfigError. preempt_every and "
+      "constant_block_hash are for tests, admission='oracle' is for simulations.")
       .def(py::init(&MakeConfig), "max_num_seqs"_a, "max_num_batched_tokens"_a, "block_size"_a,
            "max_model_len"_a, "vocab_size"_a, py::kw_only(),
            "eos_token_ids"_a = std::vector<TokenId>{}, "enable_prefix_caching"_a = true,
@@ -137,7 +146,10 @@ void BindConfig(py::module_& m) {
            "policy"_a = "fcfs", "priority_ageing_s"_a = defaults.priority_ageing_s,
            "tenant_weights"_a = defaults.tenant_weights,
            "prompt_token_weight"_a = defaults.prompt_token_weight,
-           "output_token_weight"_a = defaults.output_token_weight)
+           "output_token_weight"_a = defaults.output_token_weight, "admission"_a = "past_future",
+           "admission_reserve"_a = defaults.admission_reserve,
+           "length_window"_a = defaults.length_window, "target_itl_ms"_a = 0.0,
+           "step_time"_a = py::none())
       .def_readonly("max_num_seqs", &SchedulerConfig::max_num_seqs)
       .def_readonly("max_num_batched_tokens", &SchedulerConfig::max_num_batched_tokens)
       .def_readonly("block_size", &SchedulerConfig::block_size)

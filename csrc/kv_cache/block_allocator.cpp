@@ -78,13 +78,14 @@ void BlockAllocator::AddOwner(BlockId block) {
   Slot& shared = slot(block);
   Ensure(shared.num_owners > 0 || shared.cached, "a shared block is owned or cached");
   if (shared.num_owners == 0) Unlink(block);
-  ++shared.num_owners;
+  num_shared_ += ++shared.num_owners == 2;
 }
 
 void BlockAllocator::RemoveOwner(BlockId block) {
   Slot& owned = slot(block);
   Ensure(owned.num_owners > 0, "a block is released once by each owner");
-  if (--owned.num_owners > 0) return;
+  num_shared_ -= --owned.num_owners == 1;
+  if (owned.num_owners > 0) return;
   LinkAfter(block, owned.cached ? slots_[0].prev : kNoBlock);
   ++num_free_;
 }
@@ -105,8 +106,12 @@ void BlockAllocator::LinkAfter(BlockId block, BlockId prev) {
 }
 
 void BlockAllocator::Check() const {
-  std::int32_t num_unowned = 0;
-  for (BlockId block = 1; block <= num_blocks_; ++block) num_unowned += num_owners(block) == 0;
+  std::int32_t num_unowned = 0, num_shared = 0;
+  for (BlockId block = 1; block <= num_blocks_; ++block) {
+    num_unowned += num_owners(block) == 0;
+    num_shared += num_owners(block) > 1;
+  }
+  Hold(num_shared == num_shared_, "blocks with several owners are counted");
   std::int32_t num_listed = 0;
   for (BlockId block = slots_[0].next; block != kNoBlock; block = slot(block).next) {
     Hold(num_owners(block) == 0, "a block in the free list has no owner");

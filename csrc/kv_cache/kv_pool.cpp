@@ -57,6 +57,17 @@ void KvPool::Release(KvShare& share) {
   PrefixCache::Release(share.chain, share.table);
 }
 
+std::int32_t KvPool::NumShared(const KvShare& share) const {
+  if (allocator_.num_shared() == 0) return share.num_shared = 0;
+  const std::int32_t size = share.table.size();
+  const auto is_shared = [&](std::int32_t i) { return allocator_.num_owners(share.table[i]) > 1; };
+  // it changes little from one look to the next
+  std::int32_t count = std::min(share.num_shared, size);
+  while (count < size && is_shared(count)) ++count;
+  while (count > 0 && !is_shared(count - 1)) --count;
+  return share.num_shared = count;
+}
+
 void KvPool::Check() const {
   allocator_.Check();
   cache_.Check();

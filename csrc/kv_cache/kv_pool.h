@@ -13,8 +13,9 @@ struct KvShare {
   explicit KvShare(BlockAllocator& allocator) : table(allocator) {}
 
   BlockTable table;
+  std::int32_t num_reserved = 0;        // blocks set aside that only this request may take
+  mutable std::int32_t num_shared = 0;  // where NumShared starts to look
   PrefixChain chain;
-  std::int32_t num_reserved = 0;  // blocks set aside that only this request may take
 };
 
 // The block pool as the scheduler sees it: allocation within reservations and the watermark, and
@@ -66,6 +67,11 @@ class KvPool {
   void Publish(KvShare& share, std::span<const TokenId> tokens, std::int32_t num_final);
 
   void Release(KvShare& share);
+
+  // Leading blocks of its table that others hold too. Whoever holds a block of a chain holds the
+  // chain up to there, so no later one is shared; own copies of indexed blocks may end the count
+  // early.
+  std::int32_t NumShared(const KvShare& share) const;
 
   // Forgets all cached prefixes. Shares that hold blocks must be closed (chain.open = false).
   void ClearPrefixes() { cache_.Clear(); }

@@ -50,8 +50,9 @@ Scheduler::Core::Core(const SchedulerConfig& config, BlockAllocator& allocator)
       writer_(config),
       inbox_(config.max_queued_requests),
       order_(MakeOrder(config)),
-      victim_(std::make_unique<LastComeVictim>()),
-      admission_(std::make_unique<AdmitWhenItFits>()),
+      victim_(MakeVictim(config)),
+      admission_(MakeAdmission(config, allocator)),
+      chunk_size_(config),
       tenants_(config_),
       waiting_(config.policy == SchedulingPolicy::kFair) {
   const auto num_rows = static_cast<std::size_t>(config.max_num_seqs);
@@ -157,6 +158,9 @@ void Scheduler::Core::Preempt(Request& request) {
 void Scheduler::Core::Finish(Request& request, FinishReason reason, TokenId token, std::int32_t row,
                              TokenId stop_id) {
   Emit(request, reason, token, row, stop_id);
+  if (reason == FinishReason::kStop || reason == FinishReason::kLength) {
+    admission_->OnFinished(request);
+  }
   inbox_.OnFinished(request.id, request.num_cached < 0);
   if (request.state == RequestState::kRunning) {
     std::erase(running_, &request);

@@ -10,14 +10,16 @@
 
 #include "kv_cache/kv_pool.h"
 #include "runtime/scheduler.h"
+#include "scheduler/admission.h"
 #include "scheduler/change.h"
+#include "scheduler/chunk_size.h"
 #include "scheduler/inbox.h"
 #include "scheduler/order.h"
 #include "scheduler/plan_writer.h"
-#include "scheduler/policies.h"
 #include "scheduler/recorder.h"
 #include "scheduler/request.h"
 #include "scheduler/tenants.h"
+#include "scheduler/victim.h"
 #include "scheduler/waiting_queue.h"
 
 namespace runtime {
@@ -111,6 +113,7 @@ class Scheduler::Core {
   const std::unique_ptr<OrderPolicy> order_;
   const std::unique_ptr<VictimPolicy> victim_;
   const std::unique_ptr<AdmissionPolicy> admission_;
+  ChunkSize chunk_size_;
 
   TenantTable tenants_;
   std::unordered_map<RequestId, std::unique_ptr<Request>> requests_;  // not finished
@@ -127,7 +130,8 @@ class Scheduler::Core {
   std::int32_t oldest_ = 0;
   std::int32_t num_in_flight_ = 0;
   StepDraft draft_;
-  bool is_short_ = false;  // blocks ran out while the step was planned
+  bool is_short_ = false;      // blocks ran out while the step was planned
+  bool has_prefills_ = false;  // some running request was not done with its prompt before the step
   std::int64_t forced_step_ = 0;
   std::int64_t num_arrived_ = 0;
   std::int64_t now_us_ = 0;

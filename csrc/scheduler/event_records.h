@@ -14,7 +14,7 @@
 namespace runtime::event_log {
 
 // Of the file. Raised by every change of what is below.
-inline constexpr std::uint32_t kVersion = 1;
+inline constexpr std::uint32_t kVersion = 2;
 
 enum class Kind : std::int64_t {
   kHeader = 0,
@@ -47,7 +47,8 @@ struct Header {
     auto& [max_num_seqs, max_num_batched_tokens, block_size, max_model_len, vocab_size,
            eos_token_ids, enable_prefix_caching, num_steps_in_flight, watermark, preempt_every,
            max_queued_requests, seed, constant_block_hash, policy, priority_ageing_s, weights,
-           prompt_token_weight, output_token_weight] = config;
+           prompt_token_weight, output_token_weight, admission, admission_reserve, length_window,
+           target_itl_ms, step_time] = config;
     io(max_num_seqs);
     io(max_num_batched_tokens);
     io(block_size);
@@ -63,9 +64,39 @@ struct Header {
     io(tenant_weights);
     io(prompt_token_weight);
     io(output_token_weight);
+    io.Choice(admission, AdmissionMode::kOracle);
+    io(admission_reserve);
+    io(length_window);
+    io(target_itl_ms);
+    VisitStepTime(io, step_time);
     // these decide nothing: token values and request ids are not recorded, and who was turned away
     // at the queue never came
     (void)eos_token_ids, (void)max_queued_requests, (void)seed, (void)weights;
+  }
+
+ private:
+  struct Bucket {
+    StepTimeModel::Bucket of;
+
+    void Visit(auto& io) {
+      io(of.num_tokens);
+      io(of.launch_s);
+      io(of.gemm_s);
+      io(of.collective_s);
+    }
+  };
+
+  static void VisitStepTime(auto& io, StepTimeModel& model) {
+    std::vector<Bucket> buckets;
+    for (const auto& bucket : model.buckets) buckets.push_back({bucket});
+    io(buckets);
+    model.buckets.clear();
+    for (const Bucket& bucket : buckets) model.buckets.push_back(bucket.of);
+    io(model.max_graph_rows);
+    io(model.decode_tile_s);
+    io(model.prefill_tile_s);
+    io(model.host_s);
+    io(model.row_s);
   }
 };
 
@@ -84,8 +115,9 @@ struct Submit {
   std::int32_t max_tokens = 0;  // 0: not given
   std::int32_t score_start = -1;
   std::int32_t priority = 0;
-  std::int32_t num_list_words = 0;  // of its new_rows record, the known ids apart
-  bool has_penalties = false;       // so that the record has its known ids
+  std::int32_t true_output_len = 0;  // 0: not known
+  std::int32_t num_list_words = 0;   // of its new_rows record, the known ids apart
+  bool has_penalties = false;        // so that the record has its known ids
   Word tenant = 0;
   std::vector<Word> blocks;  // the full blocks of its prompt, each with all before it and the salt
 
@@ -94,6 +126,7 @@ struct Submit {
     io(max_tokens);
     io(score_start);
     io(priority);
+    io(true_output_len);
     io(num_list_words);
     io(has_penalties);
     io(tenant);

@@ -30,6 +30,7 @@ void Scheduler::Core::PlanStep() {
   is_short_ = false;
   ForcePreemption();
   PlanDecodes();
+  chunk_size_.BeginStep(draft_.decode_rows);
   PlanPrefills();
   // a shortage is over for those that run before others may take blocks
   if (!is_short_ || (draft_.empty() && num_in_flight_ == 0)) Admit();
@@ -39,25 +40,32 @@ void Scheduler::Core::ForcePreemption() {
   const std::int64_t step = step_ + 1;
   if (config_.preempt_every == 0 || step % config_.preempt_every != 0 || forced_step_ == step)
     return;
-  Request* victim = victim_->Choose(running_, step);
+  Request* victim = victim_->Choose(running_, kv_, step);
   if (victim == nullptr) return;
   forced_step_ = step;
   Preempt(*victim);
 }
 
 void Scheduler::Core::PlanDecodes() {
+  has_prefills_ = false;
   for (std::size_t i = 0; i < running_.size() && Budget() > 0; ++i) {
     Request& request = *running_[i];
-    if (request.is_prefilling() || !request.can_advance()) continue;
-    if (MakeRoom(i, 1, 0)) AddRow(request, 1);
+    if (request.is_prefilling()) {
+      has_prefills_ = true;
+    } else if (request.can_advance() && MakeRoom(i, 1, 0)) {
+      AddRow(request, 1);
+    }
   }
 }
 
 void Scheduler::Core::PlanPrefills() {
+  if (!has_prefills_) return;
   for (std::size_t i = 0; i < running_.size() && Budget() > 0; ++i) {
     Request& request = *running_[i];
     if (!request.is_prefilling()) continue;
-    const std::int32_t chunk = std::min(Budget(), request.prefill_len - request.num_computed);
+    const std::int32_t wanted = std::min(Budget(), request.prefill_len - request.num_computed);
+    const std::int32_t chunk = chunk_size_.Of(request.num_computed, wanted);
+    if (chunk == 0) return;
     if (MakeRoom(i, chunk, kv_.watermark())) AddRow(request, chunk);
   }
 }
@@ -73,7 +81,7 @@ bool Scheduler::Core::MakeRoom(std::size_t index, std::int32_t num_scheduled, st
     is_short_ = true;
     if (num_releasing_ > 0) return false;  // blocks come back when the steps in flight retire
     const auto behind = std::span<Request* const>(running_).subspan(index + 1);
-    Request* victim = victim_->Choose(behind, step_ + 1);
+    Request* victim = victim_->Choose(behind, kv_, step_ + 1);
     if (victim == nullptr) {
       // alone and still short: what it holds twice (its twins) is the only thing to give up
       if (running_.size() == 1) Preempt(request);
@@ -92,6 +100,7 @@ void Scheduler::Core::AddRow(Request& request, std::int32_t num_scheduled) {
   const std::int32_t flags = (samples ? step_plan::kRowSample : 0) |
                              (is_prefill ? step_plan::kRowHostTokens : 0) |
                              (request.is_scoring() ? step_plan::kRowScore : 0);
+  if (is_prefill) chunk_size_.Add(request.num_computed, num_scheduled);
   auto& rows = is_prefill ? draft_.prefill_rows : draft_.decode_rows;
   rows.push_back({&request, request.num_computed, num_scheduled, flags});
   for (std::int32_t i = request.num_blocks_sent; i < request.kv.table.size(); ++i) {
@@ -107,6 +116,7 @@ void Scheduler::Core::AddRow(Request& request, std::int32_t num_scheduled) {
 
 void Scheduler::Core::Admit() {
   if (waiting_.empty()) return;
+  admission_->BeginStep();
   std::int32_t num_committed = NumCommitted();
   while (!waiting_.empty() && !free_rows_.empty() && Budget() > 0) {
     if (!AdmitFront(num_committed)) return;
@@ -121,6 +131,7 @@ std::int32_t Scheduler::Core::OutstandingPrompt(const Request& request) const {
 
 std::int32_t Scheduler::Core::NumCommitted() const {
   std::int32_t total = 0;
+  if (!has_prefills_) return total;
   for (const Request* request : running_) total += OutstandingPrompt(*request);
   return total;
 }
@@ -133,21 +144,23 @@ bool Scheduler::Core::AdmitFront(std::int32_t& num_committed) {
   const auto num_hits = static_cast<std::int32_t>(hit.blocks.size());
   const std::int32_t num_cached = num_hits * kv_.block_size();
   // one that may not be preempted again starts only with every block it can ever need
-  const bool is_protected = request.num_preemptions >= LastComeVictim::kMaxPreemptions;
+  const bool is_protected = request.num_preemptions >= VictimPolicy::kMaxPreemptions;
   const std::int32_t num_needed =
       kv_.BlocksFor(is_protected ? request.max_computed() : num_known) - num_hits;
-  const AdmissionView view{num_needed + hit.num_free, kv_.num_available(), num_committed,
-                           kv_.watermark(), running_.empty()};
-  const std::int32_t chunk = std::min(Budget(), num_known - num_cached);
+  const bool is_idle = running_.empty();
+  const AdmissionView view{request,       running_,    kv_, num_needed + hit.num_free,
+                           num_committed, is_protected};
+  const std::int32_t chunk = chunk_size_.Of(num_cached, std::min(Budget(), num_known - num_cached));
   const std::int32_t num_blocks = kv_.BlocksFor(num_cached + chunk);
-  if (!admission_->Admits(view) ||
-      !writer_.HasRoom(draft_, num_blocks, writer_.NumListWords(request))) {
+  if (chunk == 0 || !AdmissionPolicy::FitsNow(view) ||
+      !writer_.HasRoom(draft_, num_blocks, writer_.NumListWords(request)) ||
+      !admission_->Admits(view)) {
     return false;
   }
   kv_.Adopt(request.kv, hit);
   if (is_protected) kv_.Reserve(request.kv, num_needed);
   kv_.Extend(request.kv, num_blocks - num_hits);
-  Ensure(view.is_idle || kv_.num_available() >= kv_.watermark(), "admission keeps the watermark");
+  Ensure(is_idle || kv_.num_available() >= kv_.watermark(), "admission keeps the watermark");
   request.num_computed = request.num_retired = num_cached;
   Start(request);
   AddRow(request, chunk);

@@ -127,6 +127,7 @@ void Recorder::OnSubmit(Request& request) {
   submit.max_tokens = params.max_tokens().value_or(0);
   submit.score_start = request.score_start;
   submit.priority = request.priority;
+  submit.true_output_len = request.true_output_len;
   submit.num_list_words =
       static_cast<std::int32_t>(2 * params.logit_bias().size() + params.allowed_token_ids().size() +
                                 request.masked_ids.size());

@@ -51,12 +51,14 @@ struct Request {
   std::int64_t seed = 0;
   std::int32_t sample_flags = 0;    // step_plan::kSample...
   std::vector<TokenId> masked_ids;  // not sampled before min_tokens
-  std::int64_t arrival = 0;         // place in the order of submission
   std::int64_t submitted_us = 0;    // the scheduler's time then
   std::int32_t priority = 0;        // higher first, under that policy
   std::int64_t rank = 0;            // place among others: lowest first, then by arrival
   std::string tenant_name;
-  Tenant* tenant = nullptr;  // from its arrival to its end
+  std::int64_t arrival = 0;              // place in the order of submission
+  Tenant* tenant = nullptr;              // from its arrival to its end
+  std::int32_t true_output_len = 0;      // 0: not known, as is usual
+  mutable std::int32_t length_rank = 0;  // see LengthHistory::Quantile
 
   RequestState state = RequestState::kWaiting;
   std::int32_t row = -1;   // in the device's row state; -1: none

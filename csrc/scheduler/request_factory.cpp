@@ -151,6 +151,7 @@ std::unique_ptr<Request> MakeRequest(const SchedulerConfig& config, BlockAllocat
   request->kv.chain.salt = std::move(options.cache_salt);
   request->priority = options.priority;
   request->tenant_name = std::move(options.tenant);
+  request->true_output_len = options.true_output_len;
   return request;
 }
 

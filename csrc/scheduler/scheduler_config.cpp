@@ -1,19 +1,14 @@
 #include "runtime/scheduler_config.h"
 
 #include <bit>
-#include <charconv>
 #include <string>
 
+#include "common/text.h"
 #include "runtime/error.h"
 #include "runtime/step_plan.h"
 
 namespace runtime {
 namespace {
-
-std::string Text(double value) {
-  char digits[32];
-  return std::string(digits, std::to_chars(digits, digits + sizeof(digits), value).ptr);
-}
 
 void RequireRange(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
   if (value >= low && value <= high) return;
@@ -49,6 +44,15 @@ void SchedulerConfig::Validate() const {
   RequireRange("max_queued_requests", max_queued_requests, -1, 1 << 30);
   RequireRange("number of eos_token_ids", static_cast<std::int64_t>(eos_token_ids.size()), 0,
                step_plan::kMaxMaskedIds);
+  RequireShare("admission_reserve", admission_reserve, 0.0, 0.5);
+  RequireRange("length_window", length_window, 1, 1 << 16);
+  RequireShare("target_itl_ms", target_itl_ms, 0.0, 1e6);
+  if (target_itl_ms > 0.0 && step_time.buckets.empty()) {
+    throw ConfigError(
+        "target_itl_ms=" + Text(target_itl_ms) + ": must come with step_time, a model",
+        "a calibration or a roofline makes one");
+  }
+  if (!step_time.buckets.empty()) step_time.Validate();
   // the rank of a priority stays inside 64 bits
   RequireShare("priority_ageing_s", priority_ageing_s, 0.0, 1000.0);
   RequireShare("prompt_token_weight", prompt_token_weight, 0.0, 100.0);

@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "runtime/scheduler_config.h"
+#include "scheduler/length_history.h"
 
 namespace runtime {
 
@@ -23,9 +24,10 @@ struct Lane {
 // Who requests belong to, and what is known of it.
 struct Tenant {
   Lane lane;
-  std::int64_t prompt_cost = 0;  // added to the counter for each prompt token computed
-  std::int64_t output_cost = 0;  // ... and for each token sampled
-  std::int32_t num_alive = 0;    // requests that have not ended
+  std::int64_t prompt_cost = 0;            // added to the counter for each prompt token computed
+  std::int64_t output_cost = 0;            // ... and for each token sampled
+  std::int32_t num_alive = 0;              // requests that have not ended
+  std::unique_ptr<LengthHistory> lengths;  // of its outputs; none before the first has finished
 };
 
 // Finds tenants by name. One without requests is forgotten, some time, if its counter would be

@@ -4,11 +4,11 @@
 #include <memory>
 #include <utility>
 
+#include "common/text.h"
 #include "simulation/crew.h"
 #include "simulation/replica.h"
 #include "simulation/router.h"
 #include "simulation/run.h"
-#include "simulation/text.h"
 #include "simulation/timeline.h"
 
 namespace runtime::simulation {

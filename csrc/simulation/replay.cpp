@@ -85,8 +85,9 @@ class Replayed {
     for (std::size_t i = 0; i < prompt.size(); ++i) {
       prompt[i] = tokens_.At(sequence, static_cast<std::int32_t>(i));
     }
-    scheduler_.Submit(num_requests_, std::move(prompt), RequestParams(numbers),
-                      {{}, submit.score_start, submit.priority, NameOf(submit.tenant)});
+    scheduler_.Submit(
+        num_requests_, std::move(prompt), RequestParams(numbers),
+        {{}, submit.score_start, submit.priority, NameOf(submit.tenant), submit.true_output_len});
     alive_[num_requests_++] = sequence;
     Deliver();
   }

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <utility>
 
+#include "common/text.h"
 #include "runtime/step_plan.h"
-#include "simulation/text.h"
 
 namespace runtime::simulation {
 namespace {
@@ -116,6 +116,7 @@ void Replica::Submit(const SimulatedRequest& request, std::int64_t number) {
   SubmitOptions options;
   options.priority = request.priority;
   options.tenant = Text(request.tenant);
+  options.true_output_len = request.output_len;
   scheduler_.Submit(num_submitted_++ << 32 | static_cast<std::int64_t>(slot),
                     prompts_.Write(request, number), RequestParams(numbers), std::move(options));
   free_slots_.pop_back();

@@ -4,9 +4,9 @@
 #include <string>
 #include <utility>
 
+#include "common/text.h"
 #include "runtime/simulation.h"
 #include "simulation/random.h"
-#include "simulation/text.h"
 
 namespace runtime::simulation {
 namespace {

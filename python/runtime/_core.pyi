@@ -83,9 +83,63 @@ class RequestParams:
         -1: off.
         """
 
+class StepFeatures:
+    """
+    What a step does, as far as its time depends on it.
+    """
+
+    TILE_LEN: typing.ClassVar[int] = 128
+    def __init__(
+        self,
+        num_rows: typing.SupportsInt | typing.SupportsIndex,
+        num_decode_rows: typing.SupportsInt | typing.SupportsIndex,
+        num_tokens: typing.SupportsInt | typing.SupportsIndex,
+        num_decode_tiles: typing.SupportsInt | typing.SupportsIndex,
+        num_prefill_tiles: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    @property
+    def num_decode_rows(self) -> int: ...
+    @property
+    def num_decode_tiles(self) -> int:
+        """
+        tiles of TILE_LEN tokens of context by one query
+        """
+    @property
+    def num_prefill_tiles(self) -> int:
+        """
+        tiles of TILE_LEN tokens of context by TILE_LEN queries
+        """
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+
+class StepTimeModel:
+    """
+    Seconds of a step: t0(bucket) + gemm(bucket) + attention(sum of tiles) + collectives(bucket) + host. Raises ConfigError.
+    """
+    def __init__(
+        self,
+        *,
+        buckets: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsFloat | typing.SupportsIndex,
+                typing.SupportsFloat | typing.SupportsIndex,
+                typing.SupportsFloat | typing.SupportsIndex,
+            ]
+        ],
+        max_graph_rows: typing.SupportsInt | typing.SupportsIndex = 0,
+        decode_tile_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        prefill_tile_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        host_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        row_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+    ) -> None: ...
+    def seconds(self, features: StepFeatures) -> float: ...
+
 class SchedulerConfig:
     """
-    Limits of the scheduler. Raises ConfigError. preempt_every and constant_block_hash are for tests.
+    Limits of the scheduler. Raises ConfigError. preempt_every and constant_block_hash are for tests, admission='oracle' is for simulations.
     """
     def __init__(
         self,
@@ -108,6 +162,11 @@ class SchedulerConfig:
         tenant_weights: collections.abc.Mapping[str, typing.SupportsFloat | typing.SupportsIndex] = {},
         prompt_token_weight: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         output_token_weight: typing.SupportsFloat | typing.SupportsIndex = 2.0,
+        admission: str = "past_future",
+        admission_reserve: typing.SupportsFloat | typing.SupportsIndex = 0.03,
+        length_window: typing.SupportsInt | typing.SupportsIndex = 1024,
+        target_itl_ms: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        step_time: StepTimeModel | None = None,
     ) -> None: ...
     @property
     def block_size(self) -> int: ...
@@ -281,60 +340,6 @@ class Scheduler:
         """
         int32 words that one plan buffer needs.
         """
-
-class StepFeatures:
-    """
-    What a step does, as far as its time depends on it.
-    """
-
-    TILE_LEN: typing.ClassVar[int] = 128
-    def __init__(
-        self,
-        num_rows: typing.SupportsInt | typing.SupportsIndex,
-        num_decode_rows: typing.SupportsInt | typing.SupportsIndex,
-        num_tokens: typing.SupportsInt | typing.SupportsIndex,
-        num_decode_tiles: typing.SupportsInt | typing.SupportsIndex,
-        num_prefill_tiles: typing.SupportsInt | typing.SupportsIndex,
-    ) -> None: ...
-    @property
-    def num_decode_rows(self) -> int: ...
-    @property
-    def num_decode_tiles(self) -> int:
-        """
-        tiles of TILE_LEN tokens of context by one query
-        """
-    @property
-    def num_prefill_tiles(self) -> int:
-        """
-        tiles of TILE_LEN tokens of context by TILE_LEN queries
-        """
-    @property
-    def num_rows(self) -> int: ...
-    @property
-    def num_tokens(self) -> int: ...
-
-class StepTimeModel:
-    """
-    Seconds of a step: t0(bucket) + gemm(bucket) + attention(sum of tiles) + collectives(bucket) + host. Raises ConfigError.
-    """
-    def __init__(
-        self,
-        *,
-        buckets: collections.abc.Sequence[
-            tuple[
-                typing.SupportsInt | typing.SupportsIndex,
-                typing.SupportsFloat | typing.SupportsIndex,
-                typing.SupportsFloat | typing.SupportsIndex,
-                typing.SupportsFloat | typing.SupportsIndex,
-            ]
-        ],
-        max_graph_rows: typing.SupportsInt | typing.SupportsIndex = 0,
-        decode_tile_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        prefill_tile_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        host_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        row_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-    ) -> None: ...
-    def seconds(self, features: StepFeatures) -> float: ...
 
 class Lengths:
     """

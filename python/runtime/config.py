@@ -24,6 +24,8 @@ _MAX_STEP_TIMEOUT = 86400
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICES = ("auto", "cpu", "cuda")
 _LOAD_FORMATS = ("auto", "safetensors", "dummy")
+_SCHEDULING_POLICIES = ("fcfs", "priority", "fair")
+_ADMISSIONS = ("past_future", "max_tokens", "none")
 
 # inclusive bounds of the integer arguments
 _BOUNDS: dict[str, tuple[int, int]] = {
@@ -54,6 +56,10 @@ class EngineConfig:
         block_size: tokens in one KV block, a power of two; None: 64 on CUDA, 16 on a CPU.
         gpu_memory_utilization: share of the device's memory that may be in use, other processes' included.
         kv_cache_memory_bytes, num_kv_blocks: size of the KV cache, in bytes or in blocks; at most one of them.
+        scheduling_policy: who goes first: "fcfs" by arrival, "priority" by the requests' priority with ageing, "fair"
+            tenants in turn, by the tokens each was served.
+        admission: which requests start: "past_future" those that fit at the peak predicted from finished outputs,
+            "max_tokens" those that fit at their longest, "none" those that fit now.
         deterministic: the same tokens and logprobs, bit for bit, however requests are batched.
         seed: base of the seeds of requests that bring none.
         enforce_eager: no CUDA graphs.
@@ -76,6 +82,8 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = None
     num_kv_blocks: int | None = None
     enable_prefix_caching: bool = True
+    scheduling_policy: str = "fcfs"
+    admission: str = "past_future"
     deterministic: bool = False
     seed: int = 0
     enforce_eager: bool = False
@@ -93,6 +101,8 @@ class EngineConfig:
         _require_choice("dtype", self.dtype, _DTYPES)
         _require_choice("device", self.device, _DEVICES)
         _require_choice("load_format", self.load_format, _LOAD_FORMATS)
+        _require_choice("scheduling_policy", self.scheduling_policy, _SCHEDULING_POLICIES)
+        _require_choice("admission", self.admission, _ADMISSIONS)
         for name, (low, high) in _BOUNDS.items():
             _require_int(name, getattr(self, name), low, high, optional=type(self).__dict__.get(name) is None)
         for name in ("skip_tokenizer_init", "enable_prefix_caching", "deterministic", "enforce_eager"):

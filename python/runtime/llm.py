@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from runtime.config import BUILTIN_LINE, EngineConfig
-from runtime.engine import Engine, Knobs, RequestHandle
+from runtime.engine import Engine, Knobs, RequestHandle, SubmitOptions
 from runtime.engine.memory_plan import MemoryPlan, plan_for
 from runtime.errors import ConfigError, InvalidRequestError
 from runtime.log import set_level
@@ -57,6 +57,8 @@ class LLM:
         kv_cache_memory_bytes: int | None = None,
         num_kv_blocks: int | None = None,
         enable_prefix_caching: bool = True,
+        scheduling_policy: str = "fcfs",
+        admission: str = "past_future",
         deterministic: bool = False,
         seed: int = 0,
         enforce_eager: bool = False,
@@ -111,6 +113,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool | None = None,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Completes prompts, in their order.
 
@@ -118,10 +121,11 @@ class LLM:
             prompts: a text, token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a list of these.
             sampling_params: one for all, or one for each prompt.
             use_tqdm: a progress bar; None: on a terminal with more than one prompt.
+            priority: one for all, or one for each prompt; higher ones go first under scheduling_policy="priority".
         """
         pairs = self._pair(split_prompts(prompts), sampling_params)
         encoded = [(*encode_prompt(prompt, self.tokenizer), params) for prompt, params in pairs]
-        return self._run(encoded, use_tqdm)
+        return self._run(encoded, use_tqdm, _options_of(len(encoded), priority))
 
     def chat(
         self,
@@ -168,16 +172,26 @@ class LLM:
             handle.abort()
 
     def submit(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_salt: str = ""
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        deadline_s: float | None = None,
+        cache_salt: str = "",
     ) -> RequestHandle:
         """Queues one prompt and returns at once.
 
         Args:
+            priority: higher ones go first under scheduling_policy="priority".
+            tenant: whose share it counts against under scheduling_policy="fair".
+            deadline_s: seconds after which the request ends with DeadlineExceeded.
             cache_salt: requests share cached prefixes only under equal salts.
         """
+        options = SubmitOptions(priority=priority, tenant=tenant, deadline_s=deadline_s, cache_salt=cache_salt)
         text, token_ids = encode_prompt(prompt, self.tokenizer)
-        params = _checked_params(sampling_params)
-        return self._engine.submit(text, token_ids, params, cache_salt=cache_salt)
+        return self._engine.submit(text, token_ids, _checked_params(sampling_params), options)
 
     def score(self, prompt: str | Sequence[int], continuation: str | Sequence[int]) -> list[float]:
         """The logprob of each token of `continuation`, as if it had been the output after `prompt`."""
@@ -189,7 +203,7 @@ class LLM:
         if not scored:
             raise InvalidRequestError("continuation", continuation, "at least one token")
         params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
-        handle = self._engine.submit(text, [*token_ids, *scored], params, score_start=len(token_ids))
+        handle = self._engine.submit(text, [*token_ids, *scored], params, SubmitOptions(score_start=len(token_ids)))
         return handle.scores()
 
     # ---- the engine -----------------------------------------------------------------------
@@ -268,12 +282,15 @@ class LLM:
         return [(prompt, _checked_params(one)) for prompt, one in zip(prompts, params)]
 
     def _run(
-        self, requests: Sequence[tuple[str | None, list[int], SamplingParams]], use_tqdm: bool | None
+        self,
+        requests: Sequence[tuple[str | None, list[int], SamplingParams]],
+        use_tqdm: bool | None,
+        options: Sequence[SubmitOptions] | None = None,
     ) -> list[RequestOutput]:
         handles: list[RequestHandle] = []
         try:
-            for text, token_ids, params in requests:
-                handles.append(self._engine.submit(text, token_ids, params))
+            for request, option in zip(requests, options or _options_of(len(requests), None)):
+                handles.append(self._engine.submit(*request, option))
             return [handle.result() for handle in _with_progress(handles, use_tqdm)]
         except BaseException:  # KeyboardInterrupt included
             for handle in handles:
@@ -293,6 +310,16 @@ def _checked_params(params: object) -> SamplingParams:
     if not isinstance(params, SamplingParams):
         raise InvalidRequestError("sampling_params", params, "a SamplingParams")
     return params
+
+
+def _options_of(count: int, priority: int | Sequence[int] | None) -> list[SubmitOptions]:
+    """One for each of so many prompts."""
+    if not isinstance(priority, Sequence):
+        return [SubmitOptions(priority=0 if priority is None else priority)] * count
+    if len(priority) != count:
+        message = f"{len(priority)} priorities for {count} prompts: give one, or one for each"
+        raise InvalidRequestError("priority", priority, message=message)
+    return [SubmitOptions(priority=one) for one in priority]
 
 
 def _with_progress(handles: Sequence[RequestHandle], use_tqdm: bool | None) -> Iterator[RequestHandle]:

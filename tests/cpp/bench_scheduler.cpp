@@ -1,5 +1,5 @@
-// Time of schedule and update at a number of running decodes, and of a submit with a full prefix
-// hit. Prints medians; not a test.
+// Time of schedule and update at a number of running decodes, of an admission decision beside them,
+// and of a submit with a full prefix hit. Prints medians; not a test.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -21,17 +21,29 @@ double Median(std::vector<double>& values) {
 }
 
 struct Bench {
-  Bench(std::int32_t num_seqs, std::int32_t num_blocks) : allocator(num_blocks) {
+  Bench(std::int32_t num_seqs, std::int32_t num_blocks, std::int32_t max_model_len = 16384)
+      : allocator(num_blocks) {
     runtime::SchedulerConfig config;
     config.max_num_seqs = num_seqs;
     config.max_num_batched_tokens = 8192;
-    config.max_model_len = 16384;
+    config.max_model_len = max_model_len;
     config.vocab_size = 128000;
+    config.admission_reserve = 0.2;
     scheduler = std::make_unique<runtime::Scheduler>(config, allocator);
     for (auto& buffer : buffers)
       buffer.resize(static_cast<std::size_t>(scheduler->plan_capacity()));
     const std::vector<runtime::PlanBuffer> spans(buffers.begin(), buffers.end());
     scheduler->AttachPlanBuffers(spans);
+  }
+
+  // One step; returns the microseconds of its Schedule.
+  double Step() {
+    const auto start = Clock::now();
+    const std::int32_t buffer = scheduler->Schedule();
+    const auto planned = Clock::now();
+    const std::int32_t num_rows = buffers[static_cast<std::size_t>(buffer)][4];
+    scheduler->Update(++step, std::vector<runtime::TokenId>(static_cast<std::size_t>(num_rows), 7));
+    return Microseconds(planned - start);
   }
 
   runtime::BlockAllocator allocator;
@@ -68,6 +80,31 @@ void TimeDecodes(std::int32_t num_seqs) {
       num_seqs, s, u, s + u, schedule.size());
 }
 
+// A decision beside so many decodes: what Schedule takes longer while a request waits that fits now
+// but not at the predicted peak.
+void TimeAdmission(std::int32_t num_seqs) {
+  const std::int32_t num_blocks = num_seqs * 80, waiting_len = num_blocks / 4 * 3 * 16;
+  Bench bench(num_seqs + 1, num_blocks, waiting_len + 16);
+  const auto submit = [&](runtime::RequestId id, std::int32_t prompt_len, std::int64_t max_tokens) {
+    const std::vector<runtime::TokenId> prompt(static_cast<std::size_t>(prompt_len),
+                                               static_cast<runtime::TokenId>(id));
+    bench.scheduler->Submit(id, prompt, runtime::RequestParams({.max_tokens = max_tokens}));
+  };
+  runtime::RequestId id = 0;
+  for (; id < 2048; ++id) submit(id, 1, 1 + id * 7919 % 300);  // the history
+  while (bench.scheduler->stats().num_finished < id) bench.Step();
+  for (std::int32_t i = 0; i < num_seqs; ++i) submit(id++, 100, 1100);
+  for (int i = 0; i < 40; ++i) bench.Step();
+  std::vector<double> alone, beside;
+  for (int i = 0; i < 60; ++i) alone.push_back(bench.Step());
+  submit(id, waiting_len, 1);
+  for (int i = 0; i < 60; ++i) beside.push_back(bench.Step());
+  const runtime::SchedulerStats stats = bench.scheduler->stats();
+  std::printf("admission decision beside %5d: %6.2f us%s\n", num_seqs,
+              Median(beside) - Median(alone),
+              stats.num_running == num_seqs && stats.num_waiting == 1 ? "" : " (INVALID)");
+}
+
 void TimePrefixHit() {
   constexpr std::int32_t kLen = 8192;
   Bench bench(4, 4096);
@@ -92,5 +129,6 @@ void TimePrefixHit() {
 
 int main() {
   for (const std::int32_t num_seqs : {1, 64, 256, 1024}) TimeDecodes(num_seqs);
+  for (const std::int32_t num_seqs : {64, 256, 1024}) TimeAdmission(num_seqs);
   TimePrefixHit();
 }

@@ -13,6 +13,7 @@ inline simulation::ReplicaConfig MillisecondReplica(std::int32_t num_blocks = 25
   config.scheduler.max_num_seqs = 16;
   config.scheduler.max_num_batched_tokens = 256;
   config.scheduler.max_model_len = 2048;
+  config.scheduler.admission = AdmissionMode::kNone;
   config.num_blocks = num_blocks;
   config.step_time.buckets = {{.num_tokens = 1, .launch_s = 0.001}};
   return config;

@@ -17,6 +17,7 @@ inline SchedulerConfig Config(std::int32_t num_steps_in_flight = 1) {
   config.max_model_len = 64;
   config.vocab_size = 1000;
   config.watermark = 0.0;
+  config.admission = AdmissionMode::kNone;
   config.num_steps_in_flight = num_steps_in_flight;
   return config;
 }

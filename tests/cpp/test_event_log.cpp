@@ -44,7 +44,7 @@ std::string FileOf(const std::string& records) {
   const auto size = static_cast<std::uint32_t>(records.size());
   const std::uint64_t checksum = SipHash128({size, 0}, std::as_bytes(std::span(records))).low;
   std::string file = "rt-event";
-  file.append("\1\0\0\0", 4);
+  file.append("\2\0\0\0", 4);
   file.append(reinterpret_cast<const char*>(&size), sizeof(size));
   file.append(reinterpret_cast<const char*>(&checksum), sizeof(checksum));
   return file + records;
@@ -286,10 +286,10 @@ TEST_F(EventLogTest, RecordsThatNoRecorderWritesAreRefused) {
 TEST_F(EventLogTest, AnotherVersionAndOtherFilesAreRefused) {
   RecordStory();
   std::string bytes = log_.Read();
-  bytes[8] = 2;
+  bytes[8] = 1;
   log_.Write(bytes);
   EXPECT_EQ(Refusal([&] { Replay(log_.path()); }),
-            log_.path() + " is an event log of version 2: this runtime reads version 1");
+            log_.path() + " is an event log of version 1: this runtime reads version 2");
   log_.Write("{\"version\": 1}");
   EXPECT_EQ(Refusal([&] { Replay(log_.path()); }),
             log_.path() + " is no event log: it does not begin with 'rt-event' and a version");

@@ -20,6 +20,7 @@ SchedulerConfig Config(SchedulingPolicy policy) {
   config.max_model_len = 64;
   config.vocab_size = 1000;
   config.watermark = 0.0;
+  config.admission = AdmissionMode::kNone;
   config.policy = policy;
   return config;
 }

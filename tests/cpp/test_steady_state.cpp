@@ -1,4 +1,4 @@
-// Once every request decodes, a step takes no memory.
+// Once every request decodes, a step takes no memory; nor does it when a request must wait.
 #include <gtest/gtest.h>
 
 #include "counted_new.h"
@@ -17,7 +17,7 @@ TEST_P(SteadyStateTest, DecodingTakesNoMemory) {
 #endif
   constexpr std::int32_t kNumSeqs = 64;
   SchedulerConfig config;
-  config.max_num_seqs = kNumSeqs;
+  config.max_num_seqs = kNumSeqs + 1;
   config.num_steps_in_flight = GetParam();
   BlockAllocator allocator(kNumSeqs * 20);
   Scheduler scheduler(config, allocator);
@@ -32,6 +32,8 @@ TEST_P(SteadyStateTest, DecodingTakesNoMemory) {
     const std::vector<TokenId> prompt(20, static_cast<TokenId>(id));
     scheduler.Submit(id, prompt, RequestParams({.max_tokens = 250}));
   }
+  // fits now but not when the others are at their longest, and is asked in every step
+  scheduler.Submit(kNumSeqs, std::vector<TokenId>(2600, 999), RequestParams({.max_tokens = 300}));
   const std::vector<TokenId> tokens(kNumSeqs, 7);
   std::int32_t step = 0;
   const auto advance = [&] {
@@ -44,6 +46,7 @@ TEST_P(SteadyStateTest, DecodingTakesNoMemory) {
   for (int i = 0; i < 100; ++i) advance();  // over six blocks of each request
   EXPECT_EQ(testing::num_allocations, before);
   EXPECT_EQ(scheduler.stats().num_running, kNumSeqs);
+  EXPECT_EQ(scheduler.stats().num_waiting, 1);
 }
 
 }  // namespace

@@ -64,6 +64,12 @@ class Stream {
     config.policy = static_cast<SchedulingPolicy>(Below(3));
     config.priority_ageing_s = Below(2) == 0 ? 0.0 : 1e-5;
     config.tenant_weights = {{"1", 2.5}};
+    config.admission = static_cast<AdmissionMode>(Below(4));
+    config.admission_reserve = Below(2) == 0 ? 0.0 : 0.2;
+    config.target_itl_ms = Below(2) == 0 ? 0.0 : 2.0;
+    config.step_time.buckets = {{.num_tokens = 1, .launch_s = 0.001},
+                                {.num_tokens = 11, .launch_s = 0.003}};
+    config.length_window = static_cast<std::int32_t>(1 + Below(40));
     return config;
   }
 
@@ -94,6 +100,7 @@ class Stream {
     SubmitOptions options;
     if (Below(3) == 0) options.cache_salt = "salt";
     options.priority = static_cast<std::int32_t>(Below(5));
+    options.true_output_len = static_cast<std::int32_t>(Below(30));
     if (Below(4) != 0) options.tenant = std::to_string(Below(3));
     if (Below(8) == 0)
       options.score_start =

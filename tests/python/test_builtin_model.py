@@ -51,7 +51,12 @@ WAYS = [
     Way("chunked prefill", {"max_num_batched_tokens": 40}),
     Way("preemption", {}, Knobs(preempt_every=2), preempts=True),
     Way("two steps in flight", {}, TWO_STEPS),
-    Way("few blocks", {"block_size": 1, "num_kv_blocks": 448, "max_model_len": 448}, TWO_STEPS, preempts=True),
+    Way(
+        "few blocks",
+        {"block_size": 1, "num_kv_blocks": 448, "max_model_len": 448, "admission": "none"},
+        TWO_STEPS,
+        preempts=True,
+    ),
     Way(
         "chunks and preemption without a cache",
         {"max_num_batched_tokens": 24, "max_num_seqs": 16, "block_size": 4, "enable_prefix_caching": False},

@@ -51,8 +51,8 @@ def alone(tiny_llama):
         ({"enable_prefix_caching": False}, Knobs(preempt_every=3)),
         ({}, Knobs(preempt_every=2)),
         ({"max_num_batched_tokens": 24}, Knobs(preempt_every=2, num_steps_in_flight=2)),
-        ({"num_kv_blocks": 36}, Knobs()),  # so few that requests preempt each other
-        ({"num_kv_blocks": 36}, Knobs(num_steps_in_flight=2)),
+        ({"num_kv_blocks": 36, "admission": "none"}, Knobs()),  # so few that requests preempt each other
+        ({"num_kv_blocks": 36, "admission": "none"}, Knobs(num_steps_in_flight=2)),
     ],
     ids=["batch", "chunks", "async", "preempt", "preempt-cached", "preempt-async", "few-blocks", "few-blocks-async"],
 )

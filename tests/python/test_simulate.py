@@ -253,6 +253,29 @@ class TestSimulate:
         order = np.argsort(simulate(read_trace(path), one_at_a_time).result.requests["ttft_s"])
         assert order.tolist() == list(range(9, -1, -1))
 
+    def test_admission_is_chosen(self):
+        workload = Workload(prompt=("uniform", 20, 60), output=("uniform", 20, 300), num_requests=300, queue_depth=4)
+        small = {"num_blocks": 120, "max_num_seqs": 64, "max_model_len": 512}
+        found = {
+            mode: simulate(workload, settings(admission=mode, **small)).figures
+            for mode in ("none", "max_tokens", "past_future", "oracle")
+        }
+        assert found["none"]["preemptions"] > found["past_future"]["preemptions"]
+        assert found["max_tokens"]["preemptions"] == 0
+        assert found["max_tokens"]["kv_held_share_queued"] < found["past_future"]["kv_held_share_queued"]
+        cautious = simulate(workload, settings(admission="past_future", admission_reserve=0.4, **small)).figures
+        assert cautious["kv_held_share_queued"] < found["past_future"]["kv_held_share_queued"]
+        assert "admission='oracel': must be one of none, max_tokens" in refusal(settings(admission="oracel").replica)
+
+    def test_a_target_bounds_the_gaps_between_tokens(self):
+        times = roofline(LLAMA_8B)
+        workload = Workload(prompt=("uniform", 2000, 8000), output=("uniform", 50, 200), num_requests=60, rate=3.0)
+        gaps = {
+            target: simulate(workload, settings(step_times=times, target_itl_ms=target)).figures["max_gap_ms"]["p99"]
+            for target in (0.0, 25.0)
+        }
+        assert gaps[25.0] <= 25.0 < gaps[0.0]
+
     def test_reports_are_written(self, tmp_path):
         report = simulate(
             Workload(prompt=("fixed", 10), output=("fixed", 5), num_requests=3, concurrency=1), settings()

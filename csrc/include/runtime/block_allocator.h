@@ -58,6 +58,8 @@ class BlockAllocator {
 
   std::int32_t num_blocks() const { return num_blocks_; }
   std::int32_t num_free() const { return num_free_; }
+  // Blocks with several owners.
+  std::int32_t num_shared() const { return num_shared_; }
   std::int32_t num_owners(BlockId block) const { return slot(block).num_owners; }
   bool is_cached(BlockId block) const { return slot(block).cached; }
 
@@ -98,6 +100,7 @@ class BlockAllocator {
 
   std::int32_t num_blocks_;
   std::int32_t num_free_;
+  std::int32_t num_shared_ = 0;
   std::vector<Slot> slots_;
   EvictionListener* listener_ = nullptr;
 };

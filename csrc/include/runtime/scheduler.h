@@ -49,10 +49,11 @@ struct SchedulerStats {
 using PlanBuffer = std::span<std::int32_t>;
 
 struct SubmitOptions {
-  std::string cache_salt = {};    // requests share cached prefixes only under equal salts
-  std::int32_t score_start = -1;  // >= 0: sample nothing, score prompt ids from this index on
-  std::int32_t priority = 0;      // higher first, under that policy
-  std::string tenant = {};        // whose share it counts against; empty: one common tenant
+  std::string cache_salt = {};       // requests share cached prefixes only under equal salts
+  std::int32_t score_start = -1;     // >= 0: sample nothing, score prompt ids from this index on
+  std::int32_t priority = 0;         // higher first, under that policy
+  std::string tenant = {};           // whose share it counts against; empty: one common tenant
+  std::int32_t true_output_len = 0;  // what only a simulation knows, for AdmissionMode::kOracle
 };
 
 // Decides, step by step, which requests advance by how many tokens, and keeps the KV blocks.

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/step_time.h"
 #include "runtime/types.h"
 
 namespace runtime {
@@ -12,6 +13,11 @@ namespace runtime {
 // Who goes first: by arrival; by priority, then arrival; or tenants in turn, by what each was
 // served.
 enum class SchedulingPolicy : std::uint8_t { kFcfs, kPriority, kFair };
+
+// Who may start: whatever fits now; what fits if every output is as long as its max_tokens; what
+// fits at the predicted peak, from the lengths of outputs before or, in a simulation, the true
+// ones.
+enum class AdmissionMode : std::uint8_t { kNone, kMaxTokens, kPastFuture, kOracle };
 
 struct SchedulerConfig {
   std::int32_t max_num_seqs = 256;             // requests in one step
@@ -33,6 +39,15 @@ struct SchedulerConfig {
   std::map<std::string, double> tenant_weights;  // under kFair; those not named have weight 1
   double prompt_token_weight = 1.0;              // under kFair, what a computed prompt token counts
   double output_token_weight = 2.0;              // ... and a sampled one
+
+  AdmissionMode admission = AdmissionMode::kPastFuture;
+  double admission_reserve = 0.03;    // share of the blocks that a predicted peak leaves free
+  std::int32_t length_window = 1024;  // finished outputs that predictions look at, for each tenant
+
+  // Prompt chunks are cut so that a step which also decodes takes no longer, as `step_time` sees
+  // it.
+  double target_itl_ms = 0.0;  // 0: off
+  StepTimeModel step_time;     // needed with a target
 
   std::int32_t max_num_blocks_per_seq() const {
     return (max_model_len + block_size - 1) / block_size;

@@ -47,14 +47,50 @@ def measure(batch: int, *, prompt_len: int = 64, num_steps: int = 2000, event_lo
     }
 
 
+def measure_admission(batch: int, *, num_steps: int = 60) -> dict[str, Any]:
+    """Microseconds of one admission decision beside `batch` running decodes.
+
+    It is what `schedule` takes longer, in the median, while a request waits that fits now but not at the predicted
+    peak. The predictions come from a history of 2048 finished outputs.
+    """
+    num_blocks = batch * 80
+    waiting_len = num_blocks // 4 * 3 * BLOCK_SIZE
+    config = _core.SchedulerConfig(
+        batch + 1, max(8192, batch), BLOCK_SIZE, waiting_len + BLOCK_SIZE, VOCAB_SIZE, admission_reserve=0.2
+    )
+    scheduler, plans = _with_plans(config, num_blocks)
+    rng = np.random.default_rng(0)
+    for i, length in enumerate(rng.integers(1, 300, 2048)):
+        scheduler.submit(i, [0], _core.RequestParams(max_tokens=int(length), ignore_eos=True))
+    while scheduler.stats().num_finished < 2048:
+        _step(scheduler, plans)
+    for i in range(batch):
+        prompt = rng.integers(0, VOCAB_SIZE, 100, dtype=np.int32)
+        scheduler.submit(2048 + i, prompt, _core.RequestParams(max_tokens=1100, ignore_eos=True))
+    for _ in range(40):
+        _step(scheduler, plans)
+    alone = [_step(scheduler, plans) for _ in range(num_steps)]
+    scheduler.submit(-1, np.zeros(waiting_len, dtype=np.int32), _core.RequestParams(max_tokens=1))
+    beside = [_step(scheduler, plans) for _ in range(num_steps)]
+    stats = scheduler.stats()
+    assert (stats.num_running, stats.num_waiting) == (batch, 1), "the request waits beside so many decodes"
+    return {"admission_us": round(statistics.median(beside) - statistics.median(alone), 2)}
+
+
+def _step(scheduler: _core.Scheduler, plans: list[np.ndarray[Any, Any]]) -> float:
+    """One step; microseconds of its `schedule`."""
+    begin = time.perf_counter()
+    header = plans[scheduler.schedule()]
+    elapsed = (time.perf_counter() - begin) * 1e6
+    scheduler.update(int(header[_STEP]), np.full(int(header[_NUM_ROWS]), 7, dtype=np.int32))
+    return elapsed
+
+
 def _start(batch: int, prompt_len: int, num_steps: int) -> tuple[_core.Scheduler, list[np.ndarray[Any, Any]]]:
     max_model_len = prompt_len + num_steps + 256
-    config = _core.SchedulerConfig(batch, max(8192, batch), BLOCK_SIZE, max_model_len, VOCAB_SIZE)
+    config = _core.SchedulerConfig(batch, max(8192, batch), BLOCK_SIZE, max_model_len, VOCAB_SIZE, admission="none")
     num_blocks = (batch + 1) * (max_model_len // BLOCK_SIZE + 2)
-    scheduler = _core.Scheduler(config, _core.BlockAllocator(num_blocks))
-    plans = [np.zeros(scheduler.plan_capacity, dtype=np.int32) for _ in range(2)]
-    scheduler.attach_plan_buffers([(plan.ctypes.data, plan.size) for plan in plans])
-    return scheduler, plans
+    return _with_plans(config, num_blocks)
 
 
 def _submit(scheduler: _core.Scheduler, batch: int, prompt_len: int) -> None:
@@ -62,3 +98,10 @@ def _submit(scheduler: _core.Scheduler, batch: int, prompt_len: int) -> None:
     rng = np.random.default_rng(0)
     for request_id in range(batch):
         scheduler.submit(request_id, rng.integers(0, VOCAB_SIZE, prompt_len, dtype=np.int32), params)
+
+
+def _with_plans(config: _core.SchedulerConfig, num_blocks: int) -> tuple[_core.Scheduler, list[np.ndarray[Any, Any]]]:
+    scheduler = _core.Scheduler(config, _core.BlockAllocator(num_blocks))
+    plans = [np.zeros(scheduler.plan_capacity, dtype=np.int32) for _ in range(2)]
+    scheduler.attach_plan_buffers([(plan.ctypes.data, plan.size) for plan in plans])
+    return scheduler, plans

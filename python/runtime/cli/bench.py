@@ -1,4 +1,4 @@
-"""Measure latency, throughput or the scheduler; a row is one JSON object."""
+"""Measure latency, throughput, the scheduler or its policies; a row is one JSON object."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="what", required=True, metavar="{latency,suite,scheduler}")
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="{latency,suite,scheduler,admission,fairness}")
     latency = verbs.add_parser("latency", help="mean time of a decode step")
     latency.add_argument("--scenario", help="decode_b1, decode_b8, decode_b64, decode_b256 or decode_b8_long")
     latency.add_argument("--batch", type=int, help="requests; with --in and --out instead of a scenario")
@@ -35,7 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scheduler.add_argument("--steps", type=int, default=2000, help="steps")
     scheduler.add_argument("--calls", type=int, metavar="N", help="instead: what one call costs from Python, of N each")
     scheduler.add_argument("--event-log", metavar="FILE", help="record events and decisions meanwhile")
-    for verb in (latency, suite, scheduler):
+    admission = verbs.add_parser("admission", help="the modes of admission side by side, simulated")
+    admission.add_argument("--num-requests", type=int, default=12000, help="of each workload")
+    fairness = verbs.add_parser(
+        "fairness", help="two tenants under fair sharing and first come, first served, simulated"
+    )
+    for verb in (admission, fairness):
+        verb.add_argument("--config", metavar="DIR", required=True, help="folder with config.json: step times")
+    for verb in (latency, suite, scheduler, admission, fairness):
         verb.add_argument("--json", action="store_true", help="print rows as JSON")
         verb.add_argument("--append", metavar="FILE", help="add the rows to a .jsonl file")
 
@@ -43,7 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.append and not Path(args.append).parent.is_dir():  # said before the minutes of measuring
         raise ConfigError(f"--append={args.append}: there is no folder {Path(args.append).parent}")
-    makers = {"latency": _latency, "suite": _suite, "scheduler": _scheduler}
+    makers = {
+        "latency": _latency,
+        "suite": _suite,
+        "scheduler": _scheduler,
+        "admission": _admission,
+        "fairness": _fairness,
+    }
     for row in makers[args.what](args):
         print(json.dumps(row) if args.json else _table(row), flush=True)
         if args.append:
@@ -104,7 +117,27 @@ def _scheduler(args: argparse.Namespace) -> Iterator[Row]:
         return
     found = scheduler.measure(args.batch, num_steps=args.steps, event_log=args.event_log)
     name = f"scheduler_b{args.batch}" + ("_recorded" if args.event_log else "")
+    found |= scheduler.measure_admission(args.batch)
     yield {"engine": "runtime", "scenario": name, "batch": args.batch, **found, **_environment("cpu")}
+
+
+def _admission(args: argparse.Namespace) -> Iterator[Row]:
+    _require_positive("num_requests", args.num_requests)
+    from runtime.bench import admission
+
+    for row in admission.admission(args.config, args.num_requests):
+        yield {**_simulated(args), "num_requests": args.num_requests, **row, **_environment("cpu")}
+
+
+def _fairness(args: argparse.Namespace) -> Iterator[Row]:
+    from runtime.bench import admission
+
+    for row in admission.fairness(args.config):
+        yield {**_simulated(args), **row, **_environment("cpu")}
+
+
+def _simulated(args: argparse.Namespace) -> Row:
+    return {"engine": "simulated", "model": Path(args.config).resolve().name}
 
 
 def _head(args: argparse.Namespace) -> Row:
@@ -127,7 +160,9 @@ def _require_cuda(device: str) -> None:
 
 def _require_positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
-        raise ConfigError(f"--{name.removesuffix('_len').removesuffix('put')}={value}: must be at least 1")
+        raise ConfigError(
+            f"--{name.removesuffix('_len').removesuffix('put').replace('_', '-')}={value}: must be at least 1"
+        )
 
 
 def _table(row: Row) -> str:

@@ -128,6 +128,11 @@ def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--num-blocks", type=int, help="the same in blocks")
     group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help=" ")
     group.add_argument("--policy", default="fcfs", help="fcfs, priority or fair: who goes first")
+    group.add_argument(
+        "--admission", default=defaults.admission, help="past_future, max_tokens, none or oracle: which requests start"
+    )
+    group.add_argument("--admission-reserve", type=float, help="share of the blocks that a predicted peak leaves free")
+    group.add_argument("--target-itl-ms", type=float, default=0.0, help="prompt chunks keep steps that decode below it")
     group.add_argument("--router", choices=ROUTERS, default=defaults.router, help="of a fleet")
 
 
@@ -169,6 +174,9 @@ def _settings(args: argparse.Namespace, times: StepTimes) -> Settings:
         enable_prefix_caching=args.enable_prefix_caching,
         router=args.router,
         event_log=args.event_log,
+        admission=args.admission,
+        admission_reserve=args.admission_reserve,
+        target_itl_ms=args.target_itl_ms,
         scheduler_options={"policy": args.policy},
         **{name: getattr(args, name) for name in _SETTING_FLAGS},
     )
@@ -207,6 +215,9 @@ def _scenario(args: argparse.Namespace, times: StepTimes) -> dict[str, Any]:
         "max_num_batched_tokens",
         "max_model_len",
         "policy",
+        "admission",
+        "admission_reserve",
+        "target_itl_ms",
         "num_replicas",
         "router",
         *_WORKLOAD_FLAGS,

@@ -2,5 +2,6 @@
 
 from runtime.engine.engine import Engine, Knobs
 from runtime.engine.request import RequestHandle
+from runtime.engine.submission import SubmitOptions
 
-__all__ = ["Engine", "Knobs", "RequestHandle"]
+__all__ = ["Engine", "Knobs", "RequestHandle", "SubmitOptions"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from runtime.config import EngineConfig
+from runtime.engine.deadlines import Deadlines
 from runtime.engine.detokenizer import TextStream
 from runtime.engine.device import resolve_device
 from runtime.engine.loading import LoadedModel, load_model
@@ -22,7 +23,8 @@ from runtime.engine.memory_use import Memory
 from runtime.engine.model_runner import ModelRunner, Step
 from runtime.engine.output_processor import OutputProcessor
 from runtime.engine.request import Completion, RequestHandle
-from runtime.errors import EngineDeadError, InvalidRequestError, RequestAborted, for_this_caller
+from runtime.engine.submission import SubmitOptions
+from runtime.errors import DeadlineExceeded, EngineDeadError, InvalidRequestError, RequestAborted, for_this_caller
 from runtime.log import get_logger
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class Engine:
         self._step_timeout_s = self.config.resolve_step_timeout(self.device)
         self._request_ids = itertools.count()
         self._handle_ids = itertools.count()
+        self._deadlines = Deadlines()
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._error: BaseException | None = None
         self._started = threading.Event()
@@ -96,9 +99,7 @@ class Engine:
         prompt: str | None,
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
-        *,
-        cache_salt: str = "",
-        score_start: int = -1,
+        options: SubmitOptions = SubmitOptions(),  # noqa: B008 - frozen
     ) -> RequestHandle:
         """Queues a request and returns at once.
 
@@ -118,8 +119,7 @@ class Engine:
             params,
             self.tokenizer,
             self._abort,
-            cache_salt,
-            score_start,
+            options,
         )
         handle.completions = [self._completion(handle, index) for index in range(params.n)]
         first, rest = handle.completions[0], handle.completions[1:]
@@ -128,6 +128,7 @@ class Engine:
         else:
             handle.defer(rest)
             self._submit_all([first])
+        self._deadlines.add(handle)
         if self._error is not None:  # it ended meanwhile and may not have seen this request
             self._outputs.fail_all(self._error)
         return handle
@@ -184,8 +185,10 @@ class Engine:
                     completion.request_id,
                     handle.prompt_token_ids,
                     completion.numbers,
-                    cache_salt=handle.cache_salt,
-                    score_start=handle.score_start,
+                    cache_salt=handle.options.cache_salt,
+                    score_start=handle.options.score_start,
+                    priority=handle.options.priority,
+                    tenant=handle.options.tenant,
                 )
             except Exception:
                 self._outputs.discard(completion)
@@ -212,6 +215,17 @@ class Engine:
         for completion in handle.completions:
             if not completion.closed and self._error is None:
                 self._scheduler.abort(completion.request_id)
+
+    def _expire(self) -> None:
+        """Engine thread: ends the requests whose deadline has passed."""
+        for handle in self._deadlines.expired(time.perf_counter()):
+            error = DeadlineExceeded(
+                f"request {handle.request_id} did not finish in deadline_s={handle.options.deadline_s}"
+            )
+            for completion in handle.completions:
+                if not completion.closed:
+                    self._outputs.fail(completion, error)
+                    self._scheduler.abort(completion.request_id)
 
     def _require_alive(self) -> None:
         if self._error is not None:
@@ -284,6 +298,7 @@ class Engine:
         while not self._closing.is_set() and self._error is None:
             if self._commands:
                 self._run_commands()
+            self._expire()
             self._launch(in_flight)
             if retired is not None:
                 self._outputs.process(*retired)

@@ -48,6 +48,8 @@ class LoadedModel:
             preempt_every=preempt_every,
             max_queued_requests=-1 if config.max_queued_requests is None else config.max_queued_requests,
             seed=config.seed,
+            policy=config.scheduling_policy,
+            admission=config.admission,
         )
         allocator = self.model.mem_manager.allocator
         assert allocator is not None, "rank 0 holds the allocator"

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from runtime.engine.detokenizer import TextStream
+from runtime.engine.submission import SubmitOptions
 from runtime.errors import DeadlineExceeded, for_this_caller
 from runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 
@@ -104,15 +105,13 @@ class RequestHandle:
         params: SamplingParams,
         tokenizer: Tokenizer | None,
         abort: Callable[[RequestHandle], None],
-        cache_salt: str = "",
-        score_start: int = -1,
+        options: SubmitOptions = SubmitOptions(),  # noqa: B008 - frozen
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
         self.prompt_token_ids = list(prompt_token_ids)
         self.params = params
-        self.cache_salt = cache_salt
-        self.score_start = score_start  # the prompt's tokens from here on get logprobs; -1: none
+        self.options = options
         self.completions: list[Completion] = []
         self.aborted = False
         self.arrival = time.time()
@@ -127,7 +126,7 @@ class RequestHandle:
 
     @property
     def is_score(self) -> bool:
-        return self.score_start >= 0
+        return self.options.score_start >= 0
 
     @property
     def done(self) -> bool:
@@ -141,7 +140,7 @@ class RequestHandle:
         """Waits until the request has ended.
 
         Raises:
-            DeadlineExceeded: it did not end within `timeout` seconds; it keeps running.
+            DeadlineExceeded: it did not end within `timeout` seconds, and keeps running; or within its deadline.
             EngineDeadError: the engine has stopped.
             RequestAborted: the engine was closed.
         """

@@ -30,6 +30,9 @@ class Settings:
         step_times: of its device.
         num_blocks: of the KV pool of one replica; None: as many as `step_times` says fit.
         num_steps_in_flight: 2 plans a step while the one before runs, as the engine does; 1 does not.
+        admission: which requests start; "oracle" knows the true lengths.
+        admission_reserve: share of the blocks that a predicted peak leaves free; None: the scheduler's own.
+        target_itl_ms: prompt chunks keep steps that also decode below it; 0: off.
         scheduler_options: further arguments of `_core.SchedulerConfig`.
         num_replicas, router: of a fleet.
         report_interval_s: seconds after which the router learns what has ended.
@@ -45,6 +48,9 @@ class Settings:
     max_model_len: int = 16384
     enable_prefix_caching: bool = True
     num_steps_in_flight: int = 2
+    admission: str = "past_future"
+    admission_reserve: float | None = None
+    target_itl_ms: float = 0.0
     scheduler_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     num_replicas: int = 1
     router: str = "least_work"
@@ -63,6 +69,11 @@ class Settings:
             if self.step_times.kv_tokens is None:
                 raise ConfigError("the size of the KV pool is not known", hint="give --kv-tokens or --num-blocks")
             num_blocks = self.step_times.kv_tokens // self.block_size
+        options = dict(self.scheduler_options)
+        if self.admission_reserve is not None:
+            options["admission_reserve"] = self.admission_reserve
+        if self.target_itl_ms:
+            options |= {"target_itl_ms": self.target_itl_ms, "step_time": self.step_times.model()}
         scheduler = _core.SchedulerConfig(
             self.max_num_seqs,
             self.max_num_batched_tokens,
@@ -71,7 +82,8 @@ class Settings:
             1 << 15,
             enable_prefix_caching=self.enable_prefix_caching,
             num_steps_in_flight=self.num_steps_in_flight,
-            **self.scheduler_options,
+            admission=self.admission,
+            **options,
         )
         return _core.ReplicaConfig(scheduler, num_blocks, self.step_times.model(), event_log=self.event_log or "")
 

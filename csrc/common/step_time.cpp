@@ -1,11 +1,13 @@
+#include "runtime/step_time.h"
+
 #include <algorithm>
+#include <limits>
 #include <string>
 
-#include "runtime/simulation.h"
+#include "common/text.h"
 #include "runtime/step_plan.h"
-#include "simulation/text.h"
 
-namespace runtime::simulation {
+namespace runtime {
 namespace {
 
 using Bucket = StepTimeModel::Bucket;
@@ -36,17 +38,28 @@ Bucket Interpolate(const Bucket& low, const Bucket& high, std::int32_t num_token
 
 }  // namespace
 
+void StepFeatures::AddDecode(std::int32_t num_computed) {
+  ++num_rows;
+  ++num_decode_rows;
+  ++num_tokens;
+  num_decode_tiles += Tiles(num_computed + 1);
+}
+
+void StepFeatures::AddPrefill(std::int32_t num_computed, std::int32_t count) {
+  ++num_rows;
+  num_tokens += count;
+  num_prefill_tiles += PrefillTiles(num_computed, count);
+}
+
 StepFeatures FeaturesOf(std::span<const std::int32_t> plan) {
   StepFeatures features;
-  features.num_rows = plan[step_plan::kHeaderNumRows];
-  features.num_decode_rows = plan[step_plan::kHeaderNumDecodeRows];
-  features.num_tokens = plan[step_plan::kHeaderNumTokens];
   const std::int32_t* row = &plan[static_cast<std::size_t>(plan[step_plan::kHeaderRows])];
-  for (std::int32_t i = 0; i < features.num_rows; ++i, row += step_plan::kRowWords) {
-    if (i < features.num_decode_rows) {
-      features.num_decode_tiles += Tiles(row[1] + 1);
+  const std::int32_t num_rows = plan[step_plan::kHeaderNumRows];
+  for (std::int32_t i = 0; i < num_rows; ++i, row += step_plan::kRowWords) {
+    if (i < plan[step_plan::kHeaderNumDecodeRows]) {
+      features.AddDecode(row[1]);
     } else {
-      features.num_prefill_tiles += PrefillTiles(row[1], row[2]);
+      features.AddPrefill(row[1], row[2]);
     }
   }
   return features;
@@ -74,7 +87,8 @@ void StepTimeModel::Validate() const {
   RequireSetting(!buckets.empty(), "number of buckets of the step-time model", buckets.size(),
                  "at least 1");
   const auto require_seconds = [](const char* name, double value) {
-    RequireSetting(value >= 0.0 && value < kInfinity, name, value, "at least 0 seconds");
+    RequireSetting(value >= 0.0 && value <= std::numeric_limits<double>::max(), name, value,
+                   "at least 0 seconds");
   };
   std::int32_t last = 0;
   for (const Bucket& bucket : buckets) {
@@ -91,4 +105,4 @@ void StepTimeModel::Validate() const {
   require_seconds("row_s", row_s);
 }
 
-}  // namespace runtime::simulation
+}  // namespace runtime

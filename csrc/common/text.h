@@ -8,7 +8,7 @@
 
 #include "runtime/error.h"
 
-namespace runtime::simulation {
+namespace runtime {
 
 inline std::string Text(std::integral auto value) { return std::to_string(value); }
 
@@ -25,4 +25,4 @@ void RequireSetting(bool holds, const char* name, const T& value, const std::str
   if (!holds) throw ConfigError(std::string(name) + "=" + Text(value) + ": must be " + limit);
 }
 
-}  // namespace runtime::simulation
+}  // namespace runtime
