@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,9 +70,10 @@ def filled(page: str) -> str:
     """The page with what stands between the markers made anew."""
     parts = {"gpu": table(MODELS), "gpu-short": table(IN_README), "gaps": gaps()}
     for name, lines in parts.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        text = "\n".join(lines)
-        page = re.sub(pattern, lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", page, flags=re.DOTALL)
+        start, end = f"<!-- {name} -->\n", "<!-- end -->"
+        if start in page:
+            head, rest = page.split(start, 1)
+            page = "".join([head, start, "\n", "\n".join(lines), "\n\n", end, rest.split(end, 1)[1]])
     return page
 
 

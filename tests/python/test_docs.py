@@ -47,6 +47,10 @@ def test_benchmark_commands_are_understood():
     assert commands
     for command in commands:
         words = re.sub(r" --append \S+", "", command).split()
+        if words[0] == "tools/gpu.sh":  # needs a GPU; what it is given are parts that it has
+            parts = re.search(r"all_parts=\((.*)\)", (ROOT / words[0]).read_text())[1].split()
+            assert set(words[words.index("--out") + 2 :]) <= set(parts)
+            continue
         assert words[:2] == ["runtime", "bench"]
         assert main([*words[1:], "--steps", "1", "--json"]) == 0
 
@@ -62,3 +66,10 @@ def test_readme_cpp_is_the_example():
     example = (ROOT / "examples" / "scheduler_only" / "main.cpp").read_text()
     shown = [line.strip() for block in code_blocks(README, "cpp") for line in block.splitlines()]
     assert shown and [line for line in shown if line not in example] == []
+
+
+def test_the_tables_show_what_the_rows_say():
+    result = subprocess.run(
+        [sys.executable, ROOT / "tools" / "benchmark_tables.py", "--check"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
