@@ -40,14 +40,14 @@ def _cuda_op(name: str) -> Callable[..., Any]:
     return op
 
 
-def _by_device(reference_op: Callable[P, R]) -> Callable[P, R]:
-    """The op itself, dispatched on the device of its first argument, which is passed by position."""
+def _by_device(reference_op: Callable[P, R], argument: int = 0) -> Callable[P, R]:
+    """The op itself, dispatched on the device of that argument, which is passed by position."""
     name = reference_op.__name__
     shape_op: Callable[..., Any] = getattr(shapes, name, reference_op)
 
     @functools.wraps(reference_op)
     def dispatch(*args: P.args, **kwargs: P.kwargs) -> R:
-        if args[0].is_cuda:  # type: ignore[attr-defined]
+        if args[argument].is_cuda:  # type: ignore[attr-defined]
             return _cuda_op(name)(*args, **kwargs)  # type: ignore[no-any-return]
         if args[0].is_meta:  # type: ignore[attr-defined]
             return shape_op(*args, **kwargs)  # type: ignore[no-any-return]
@@ -57,7 +57,7 @@ def _by_device(reference_op: Callable[P, R]) -> Callable[P, R]:
 
 
 context_attention = _by_device(reference.context_attention)
-copy_blocks = _by_device(reference.copy_blocks)
+copy_blocks = _by_device(reference.copy_blocks, 2)  # either pool may be the host's
 embedding = _by_device(reference.embedding)
 gelu_tanh = _by_device(reference.gelu_tanh)
 kv_store = _by_device(reference.kv_store)

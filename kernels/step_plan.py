@@ -30,6 +30,10 @@ COPY_WORDS = 3
 
 STEP_GREEDY_ONLY = 1
 
+# kinds of an entry of `copies`
+COPY_TO_HOST = 1
+COPY_FROM_HOST = 2
+
 # flags of an entry of `rows`
 ROW_SAMPLE = 1
 ROW_HOST_TOKENS = 2

@@ -72,6 +72,7 @@ Enum FromName(const char* setting, const std::string& name,
 constexpr std::array<std::string_view, 3> kPolicies{"fcfs", "priority", "fair"};
 constexpr std::array<std::string_view, 4> kAdmissions{"none", "max_tokens", "past_future",
                                                       "oracle"};
+constexpr std::array<std::string_view, 2> kEvictions{"lru", "cost"};
 
 SchedulerConfig MakeConfig(
     std::int32_t max_num_seqs, std::int32_t max_num_batched_tokens, std::int32_t block_size,
@@ -106,6 +107,12 @@ SchedulerConfig MakeConfig(
   config.length_window = length_window;
   config.target_itl_ms = target_itl_ms;
   if (step_time) config.step_time = *std::move(step_time);
+  config.eviction = FromName<EvictionPolicy>("eviction", eviction, kEvictions);
+  config.max_pinned_share = max_pinned_share;
+  config.num_host_blocks = num_host_blocks;
+  config.recompute_token_s = recompute_token_s;
+  config.recompute_context_s = recompute_context_s;
+  config.transfer_block_s = transfer_block_s;
   config.Validate();
   return config;
 }
@@ -178,7 +185,7 @@ void BindResult(py::module_& m) {
       .def_property_readonly("num_preemptions", &View<std::int32_t, &R::num_preemptions>,
                              "int32 [n]; on the last entry")
       .def_property_readonly("started", &View<RequestId, &R::started>,
-                             "int64 [m]; requests whose first row was in this step");
+                             "int64 [m]; requests that this step's plan took from the queue");
 }
 
 void BindStats(py::module_& m) {
@@ -191,9 +198,20 @@ void BindStats(py::module_& m) {
       .def_readonly("num_blocks", &S::num_blocks)
       .def_readonly("num_free_blocks", &S::num_free_blocks)
       .def_readonly("num_cached_blocks", &S::num_cached_blocks)
+      .def_readonly("num_pinned_blocks", &S::num_pinned_blocks)
+      .def_readonly("num_host_blocks", &S::num_host_blocks)
+      .def_readonly("num_cached_host_blocks", &S::num_cached_host_blocks)
+      .def_readonly("num_transfers", &S::num_transfers)
       .def_readonly("num_steps", &S::num_steps)
       .def_readonly("num_prompt_tokens", &S::num_prompt_tokens)
       .def_readonly("num_cached_tokens", &S::num_cached_tokens)
+      .def_readonly("num_prefix_queries", &S::num_prefix_queries)
+      .def_readonly("num_prefix_hits", &S::num_prefix_hits)
+      .def_readonly("num_evictions", &S::num_evictions)
+      .def_readonly("num_host_evictions", &S::num_host_evictions)
+      .def_readonly("num_stored_blocks", &S::num_stored_blocks)
+      .def_readonly("num_loaded_blocks", &S::num_loaded_blocks)
+      .def_readonly("num_swaps", &S::num_swaps)
       .def_readonly("num_output_tokens", &S::num_output_tokens)
       .def_readonly("num_recomputed_tokens", &S::num_recomputed_tokens)
       .def_readonly("num_preemptions", &S::num_preemptions)
@@ -244,6 +262,18 @@ void BindScheduler(py::module_& m) {
            "nothing can run now.")
       .def("update", &Update, "step"_a, py::arg("token_ids").noconvert(),
            "Retires the oldest step in flight. token_ids: int32, one for each row of its plan.")
+      .def("transfer_done", &Scheduler::TransferDone, "step"_a,
+           "The copies in the plan of that step are done; any time after it, in any order.")
+      .def(
+          "pin",
+          [](Scheduler& self, const py::object& prompt_ids, const std::string& cache_salt) {
+            const PinnedPrefix pin = self.Pin(ToTokenIds(prompt_ids), cache_salt);
+            return std::pair(pin.id, pin.num_tokens);
+          },
+          "prompt_ids"_a, py::kw_only(), "cache_salt"_a = "",
+          "Keeps the cached blocks of the longest prefix: (pin id, tokens), (-1, 0) if nothing is "
+          "cached. Raises CapacityError.")
+      .def("unpin", &Scheduler::Unpin, "pin_id"_a, "Whether it was still pinned.")
       .def(
           "take_events", [](Scheduler& self) -> StepResult { return self.TakeEvents(); },
           "What no step in flight will bring: requests that ended while they waited.")

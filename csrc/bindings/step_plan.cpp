@@ -41,6 +41,8 @@ void BindStepPlan(py::module_& m) {
   constant("NEW_BLOCK_WORDS", plan::kNewBlockWords);
   constant("NEW_ROW_WORDS", plan::kNewRowWords);
   constant("COPY_WORDS", plan::kCopyWords);
+  constant("COPY_TO_HOST", plan::kCopyToHost);
+  constant("COPY_FROM_HOST", plan::kCopyFromHost);
   constant("NEW_ROW_ROW", plan::kNewRowRow);
   constant("NEW_ROW_EPOCH", plan::kNewRowEpoch);
   constant("NEW_ROW_FLAGS", plan::kNewRowFlags);

@@ -63,22 +63,24 @@ const BlockAllocator::Slot& BlockAllocator::slot(BlockId block) const {
 }
 
 BlockId BlockAllocator::TakeFree() {
-  const BlockId block = slots_[0].next;
-  Slot& taken = slot(block);
-  if (taken.cached) {
+  BlockId block = slots_[0].next;
+  if (slot(block).cached) {
+    block = listener_->Victim(block);
     listener_->OnEvict(block);
-    taken.cached = false;
+    slot(block).cached = false;
   }
   Unlink(block);
-  taken.num_owners = 1;
+  slot(block).num_owners = 1;
   return block;
 }
 
 void BlockAllocator::AddOwner(BlockId block) {
   Slot& shared = slot(block);
   Ensure(shared.num_owners > 0 || shared.cached, "a shared block is owned or cached");
-  if (shared.num_owners == 0) Unlink(block);
   num_shared_ += ++shared.num_owners == 2;
+  if (shared.num_owners > 1) return;
+  Unlink(block);
+  if (listener_ != nullptr) listener_->OnShare(block);
 }
 
 void BlockAllocator::RemoveOwner(BlockId block) {
@@ -88,6 +90,7 @@ void BlockAllocator::RemoveOwner(BlockId block) {
   if (owned.num_owners > 0) return;
   LinkAfter(block, owned.cached ? slots_[0].prev : kNoBlock);
   ++num_free_;
+  if (owned.cached && listener_ != nullptr) listener_->OnFree(block);
 }
 
 void BlockAllocator::Unlink(BlockId block) {

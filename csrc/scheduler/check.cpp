@@ -11,6 +11,7 @@ void Scheduler::Core::Check() const {
   kv_.Check();
   CheckRequests();
   CheckOwners();
+  CheckTransfers();
   CheckRows();
   CheckDrained();
 }
@@ -34,13 +35,15 @@ void Scheduler::Core::CheckRequests() const {
     CheckRequest(*request);
   }
   for (const auto& request : ended_) {
-    Hold(request->state == RequestState::kFinished && request->num_in_flight > 0,
-         "an ended request is kept only for steps in flight", request->id);
+    Hold(request->state == RequestState::kFinished &&
+             (request->num_in_flight > 0 || request->is_copying),
+         "an ended request is kept only for steps in flight and copies", request->id);
   }
 }
 
 void Scheduler::Core::CheckRequest(const Request& request) const {
-  const bool holds_row = request.state == RequestState::kRunning || request.num_in_flight > 0;
+  const bool holds_row =
+      request.state == RequestState::kRunning || request.num_in_flight > 0 || request.is_copying;
   const auto num_known = static_cast<std::int32_t>(request.tokens.size());
   const auto found = requests_.find(request.id);
   Hold(found != requests_.end() && found->second.get() == &request, "ids are unique", request.id);
@@ -77,11 +80,41 @@ void Scheduler::Core::CheckOwners() const {
   };
   for (const auto& [id, request] : requests_) count(request->kv);
   for (const auto& request : ended_) count(request->kv);
+  for (const Pinned& pin : pins_) count(*pin.share);
   for (BlockId block = 1; block <= kv_.num_blocks(); ++block) {
     Hold(owners[static_cast<std::size_t>(block)] == allocator_.num_owners(block),
          "a block's count equals its owners");
   }
   Hold(num_reserved == kv_.num_reserved(), "reserved blocks are counted");
+}
+
+// A copy owns its blocks on the host, its request those on the device; what is copied in is neither
+// shared nor findable, what is copied out is final.
+void Scheduler::Core::CheckTransfers() const {
+  std::size_t num_copying = 0;
+  for (const auto& [id, request] : requests_) num_copying += request->is_copying;
+  for (const auto& request : ended_) num_copying += request->is_copying;
+  Hold(num_copying == transfers_.size(), "a request that waits for a copy has one");
+  if (kv_.host() == nullptr) return;
+  const BlockAllocator& host = kv_.host()->allocator();
+  std::vector<std::int32_t> owners(static_cast<std::size_t>(host.num_blocks()) + 1);
+  std::size_t num_blocks = 0;
+  for (const Transfer& transfer : transfers_) {
+    const bool is_load = transfer.copy.kind == KvCopy::Kind::kLoad;
+    Hold(transfer.request->is_copying && transfer.request->num_in_flight == 0,
+         "a request is copied while no step holds it", transfer.request->id);
+    for (const BlockRef& block : transfer.copy.host) ++owners[static_cast<std::size_t>(block.id())];
+    num_blocks += transfer.copy.blocks.size();
+    for (const auto& [device, unused] : transfer.copy.blocks) {
+      Hold(allocator_.num_owners(device) > 0 && !(is_load && allocator_.is_cached(device)),
+           "a block is owned while it is copied", transfer.request->id);
+    }
+  }
+  Hold(num_blocks == static_cast<std::size_t>(num_copying_), "copied blocks are counted");
+  for (BlockId block = 1; block <= host.num_blocks(); ++block) {
+    Hold(owners[static_cast<std::size_t>(block)] == host.num_owners(block),
+         "a host block is owned by the copies that use it");
+  }
 }
 
 void Scheduler::Core::CheckRows() const {
@@ -101,7 +134,8 @@ void Scheduler::Core::CheckRows() const {
 
 void Scheduler::Core::CheckDrained() const {
   if (!requests_.empty() || !ended_.empty()) return;
-  Hold(kv_.num_free() == kv_.num_blocks(), "drained: every block is free");
+  Hold(kv_.num_free() == kv_.num_blocks() || !pins_.empty(), "drained: every block is free");
+  Hold(transfers_.empty(), "drained: no copy is under way");
   Hold(free_rows_.size() == static_cast<std::size_t>(config_.max_num_seqs),
        "drained: every row is free");
 }

@@ -16,6 +16,10 @@ KvPool::Options PoolOptions(const SchedulerConfig& config) {
   options.enable_prefix_caching = config.enable_prefix_caching;
   options.hash_seed = static_cast<std::uint64_t>(config.seed);
   options.constant_hash = config.constant_block_hash;
+  options.eviction = config.eviction;
+  options.costs = KvCosts(config.block_size, config.recompute_token_s, config.recompute_context_s,
+                          config.transfer_block_s);
+  options.num_host_blocks = config.num_host_blocks;
   return options;
 }
 
@@ -74,6 +78,8 @@ Scheduler::Core::Core(const SchedulerConfig& config, BlockAllocator& allocator)
 
 Scheduler::Core::~Core() {
   // requests give their blocks back before the allocator can be destroyed
+  while (DropOldestPin()) {
+  }
   for (auto& [id, request] : requests_) kv_.Release(request->kv);
   for (auto& request : ended_) kv_.Release(request->kv);
 }
@@ -113,7 +119,10 @@ void Scheduler::Core::DrainInbox() {
 void Scheduler::Core::Handle(InboxEvent& event) {
   if (event.kind == InboxEvent::Kind::kResetPrefixCache) {
     if (recorder_) recorder_->OnResetPrefixCache();
-    for (auto& [id, request] : requests_) request->kv.chain.open = false;
+    while (DropOldestPin()) {
+    }
+    for (auto& [id, request] : requests_) request->kv.chain.Detach();
+    for (auto& request : ended_) request->kv.chain.Detach();
     kv_.ClearPrefixes();
     return;
   }
@@ -174,9 +183,15 @@ void Scheduler::Core::Finish(Request& request, FinishReason reason, TokenId toke
   ended_.push_back(std::move(requests_.extract(request.id).mapped()));
 }
 
-// Gives back what a request that does not run holds, once no step in flight touches it.
+// Gives back what a request that does not run holds, once no step in flight and no copy touches it:
+// after a copy to the host, if that pays.
 void Scheduler::Core::Settle(Request& request) {
-  if (request.num_in_flight > 0 || request.state == RequestState::kRunning) return;
+  if (request.num_in_flight > 0 || request.is_copying) return;
+  if (request.state == RequestState::kRunning) return;
+  if (request.row < 0 || !StartStore(request)) LetGo(request);
+}
+
+void Scheduler::Core::LetGo(Request& request) {
   if (request.row >= 0) Release(request);
   if (request.state != RequestState::kFinished) return;
   std::erase_if(ended_, [&](const auto& ended) { return ended.get() == &request; });
@@ -184,8 +199,9 @@ void Scheduler::Core::Settle(Request& request) {
 
 void Scheduler::Core::Release(Request& request) {
   kv_.Release(request.kv);
+  const bool is_known = request.num_blocks_sent > 0;  // a plan has carried the row
+  if (is_known) draft_.freed_rows.push_back(request.row);
   request.num_computed = request.num_retired = request.num_blocks_sent = 0;
-  draft_.freed_rows.push_back(request.row);
   free_rows_.push_back(request.row);
   request.row = -1;
   --num_releasing_;
@@ -222,6 +238,14 @@ SchedulerStats Scheduler::Core::stats() const {
   stats.num_free_blocks = kv_.num_free();
   stats.num_cached_blocks = kv_.num_cached();
   stats.num_steps = step_;
+  stats.num_pinned_blocks = NumPinned();
+  stats.num_transfers = static_cast<std::int32_t>(transfers_.size());
+  stats.num_evictions = kv_.num_evicted();
+  if (const Tier* host = kv_.host()) {
+    stats.num_host_blocks = host->allocator().num_blocks();
+    stats.num_cached_host_blocks = host->num_resident();
+    stats.num_host_evictions = host->num_evicted();
+  }
   return stats;
 }
 

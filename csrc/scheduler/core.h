@@ -38,9 +38,26 @@ struct InFlightStep {
   std::vector<RequestId> started;
 };
 
+// A request's blocks on their way between device and host: the copy waits for a plan to carry it,
+// then for that step's TransferDone.
+struct Transfer {
+  Request* request;
+  KvCopy copy;
+  bool is_planned = false;
+  std::int32_t step = 0;
+};
+
+// A prefix that is kept, owned as a request owns its blocks.
+struct Pinned {
+  std::int64_t id;
+  std::unique_ptr<KvShare> share;
+};
+
 // The scheduler's state and its transitions. A request is in exactly one place: `waiting_` (waiting
-// or preempted), `running_`, or `ended_` (finished, but a step in flight still holds a row of it).
-// Its blocks and its row are given back once it is off `running_` and no step in flight holds it.
+// or preempted), `running_`, or `ended_` (finished, but a step in flight still holds a row of it,
+// or a copy its blocks). Its blocks and its row are given back once it is off `running_` and
+// neither holds it. A request that waits for a copy from the host is in `running_`, but no step
+// plans it.
 class Scheduler::Core {
  public:
   Core(const SchedulerConfig& config, BlockAllocator& allocator);
@@ -57,6 +74,9 @@ class Scheduler::Core {
   void SetTime(std::int64_t now_us);
   std::int32_t Schedule();
   const StepResult& Update(std::int32_t step, std::span<const TokenId> token_ids);
+  void TransferDone(std::int32_t step);
+  PinnedPrefix Pin(std::span<const TokenId> tokens, const std::string& salt);
+  bool Unpin(std::int64_t id);
   const StepResult& TakeEvents();
   bool HasWork() const { return !requests_.empty() || !events_.request_ids.empty(); }
   SchedulerStats stats() const;
@@ -73,6 +93,7 @@ class Scheduler::Core {
   void Finish(Request& request, FinishReason reason, TokenId token, std::int32_t row,
               TokenId stop_id);
   void Settle(Request& request);
+  void LetGo(Request& request);
   void Release(Request& request);
   void Emit(const Request& request, FinishReason reason, TokenId token, std::int32_t row,
             TokenId stop_id);
@@ -88,10 +109,24 @@ class Scheduler::Core {
   bool AdmitFront(std::int32_t& num_committed);
   bool MakeRoom(std::size_t index, std::int32_t num_scheduled, std::int32_t floor);
   void AddRow(Request& request, std::int32_t num_scheduled);
+  void AddNewRow(Request& request);
+  bool HasRoomForRow(const Request& request, std::int32_t num_more) const;
   std::int32_t Budget() const { return config_.max_num_batched_tokens - draft_.num_tokens; }
   std::int32_t NumCommitted() const;
   std::int32_t OutstandingPrompt(const Request& request) const;
   void Launch();
+
+  // transfers.cpp: copies between device and host
+  void StartLoad(Request& request, KvCopy copy);
+  bool StartStore(Request& request);
+  bool DraftCopies();
+  void FinishTransfer(Transfer& transfer);
+  bool is_transferring() const { return !transfers_.empty(); }
+
+  // pins.cpp
+  std::int32_t NumPinned() const;
+  bool DropPin(std::int64_t id);
+  bool DropOldestPin();
 
   // retire.cpp: its results
   void RetireRow(const InFlightRow& row, std::int32_t index, TokenId token);
@@ -102,6 +137,7 @@ class Scheduler::Core {
   void CheckRequests() const;
   void CheckRequest(const Request& request) const;
   void CheckOwners() const;
+  void CheckTransfers() const;
   void CheckRows() const;
   void CheckDrained() const;
 
@@ -122,6 +158,11 @@ class Scheduler::Core {
   std::vector<Request*> running_;  // in order
   std::vector<std::int32_t> free_rows_;
   std::int32_t num_releasing_ = 0;  // requests whose blocks come back when steps in flight retire
+
+  std::vector<Transfer> transfers_;  // in the order of their start
+  std::int32_t num_copying_ = 0;     // blocks of those
+  std::vector<Pinned> pins_;         // oldest first
+  std::int64_t num_pins_made_ = 0;
 
   std::vector<PlanBuffer> buffers_;
   std::int32_t next_buffer_ = 0;

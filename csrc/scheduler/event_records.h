@@ -26,8 +26,11 @@ enum class Kind : std::int64_t {
   kPlan = 6,
   kNoPlan = 7,
   kUpdate = 8,
+  kTransferDone = 9,
+  kPin = 10,
+  kUnpin = 11,
 };
-inline constexpr std::int64_t kNumKinds = 9;
+inline constexpr std::int64_t kNumKinds = 12;
 
 // A keyed hash, the same for the same thing throughout one log and unlike that of any other log.
 using Word = std::uint64_t;
@@ -48,7 +51,8 @@ struct Header {
            eos_token_ids, enable_prefix_caching, num_steps_in_flight, watermark, preempt_every,
            max_queued_requests, seed, constant_block_hash, policy, priority_ageing_s, weights,
            prompt_token_weight, output_token_weight, admission, admission_reserve, length_window,
-           target_itl_ms, step_time] = config;
+           target_itl_ms, step_time, eviction, max_pinned_share, num_host_blocks, recompute_token_s,
+           recompute_context_s, transfer_block_s] = config;
     io(max_num_seqs);
     io(max_num_batched_tokens);
     io(block_size);
@@ -69,6 +73,12 @@ struct Header {
     io(length_window);
     io(target_itl_ms);
     VisitStepTime(io, step_time);
+    io.Choice(eviction, EvictionPolicy::kCost);
+    io(max_pinned_share);
+    io(num_host_blocks);
+    io(recompute_token_s);
+    io(recompute_context_s);
+    io(transfer_block_s);
     // these decide nothing: token values and request ids are not recorded, and who was turned away
     // at the queue never came
     (void)eos_token_ids, (void)max_queued_requests, (void)seed, (void)weights;
@@ -202,6 +212,29 @@ struct Update {
     io(ends);
     io(blocks);
   }
+};
+
+// The copies of a plan are done.
+struct TransferDone {
+  static constexpr Kind kKind = Kind::kTransferDone;
+  std::int32_t step = 0;
+
+  void Visit(auto& io) { io(step); }
+};
+
+// A prefix was pinned: its full blocks, as those of a prompt. The first pin is number 0.
+struct Pin {
+  static constexpr Kind kKind = Kind::kPin;
+  std::vector<Word> pinned;
+
+  void Visit(auto& io) { io(pinned); }
+};
+
+struct Unpin {
+  static constexpr Kind kKind = Kind::kUnpin;
+  std::int64_t pin = 0;
+
+  void Visit(auto& io) { io(pin); }
 };
 
 }  // namespace runtime::event_log

@@ -14,6 +14,7 @@ namespace {
 // request that finds no room starts one step later.
 constexpr std::int64_t kExtraNewBlocks = 8192;
 constexpr std::int64_t kExtraListWords = 1 << 16;
+constexpr std::int64_t kExtraCopies = 1024;
 
 std::int32_t Size(const auto& list) { return static_cast<std::int32_t>(list.size()); }
 
@@ -35,6 +36,7 @@ void StepDraft::Reset() {
   new_blocks.clear();
   new_rows.clear();
   started.clear();
+  copies.clear();
   num_tokens = 0;
   num_list_words = 0;
 }
@@ -46,9 +48,10 @@ PlanWriter::PlanWriter(const SchedulerConfig& config) {
       rows + tokens / config.block_size + config.max_num_blocks_per_seq() + kExtraNewBlocks;
   max_list_words_ = std::int64_t{config.vocab_size} + config.max_model_len +
                     2 * RequestParams::kMaxLogitBias + plan::kMaxMaskedIds + kExtraListWords;
+  max_copies_ = config.num_host_blocks > 0 ? config.max_num_blocks_per_seq() + kExtraCopies : 0;
   capacity_ = plan::kHeaderWords + rows * plan::kRowWords + tokens +
               max_new_blocks_ * plan::kNewBlockWords + rows * plan::kNewRowWords + max_list_words_ +
-              rows;
+              max_copies_ * plan::kCopyWords + rows;
 }
 
 bool PlanWriter::HasRoom(const StepDraft& draft, std::int32_t num_blocks,
@@ -84,7 +87,13 @@ void PlanWriter::Write(std::int32_t step, const StepDraft& draft, std::span<std:
   PackedWriter lists(buffer, lists_at);
   for (const Request* request : draft.new_rows) WriteNewRow(*request, out, lists);
   PackedWriter end(buffer, lists.offset());
-  end.Put(std::span(draft.freed_rows));
+  for (const PlannedCopy& copy : draft.copies) {
+    end.Put(copy.kind);
+    end.Put(copy.source);
+    end.Put(copy.destination);
+  }
+  const std::int32_t freed_at = end.offset();
+  if (draft.has_rows()) end.Put(std::span(draft.freed_rows));
 
   PackedWriter header(buffer);
   header.Put(plan::kVersion);
@@ -94,9 +103,10 @@ void PlanWriter::Write(std::int32_t step, const StepDraft& draft, std::span<std:
   header.Put(Size(draft.decode_rows));
   header.Put(draft.num_tokens);
   header.Put(max_len_);
-  for (const std::int32_t word : {rows_at, num_rows, tokens_at, blocks_at - tokens_at, blocks_at,
-                                  Size(draft.new_blocks), new_rows_at, Size(draft.new_rows),
-                                  lists.offset(), 0, lists.offset(), Size(draft.freed_rows)}) {
+  for (const std::int32_t word :
+       {rows_at, num_rows, tokens_at, blocks_at - tokens_at, blocks_at, Size(draft.new_blocks),
+        new_rows_at, Size(draft.new_rows), lists.offset(), Size(draft.copies), freed_at,
+        end.offset() - freed_at}) {
     header.Put(word);
   }
   header.Put(end.offset());

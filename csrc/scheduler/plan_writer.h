@@ -24,18 +24,23 @@ struct NewBlock {
   BlockId block;
 };
 
+struct PlannedCopy {
+  std::int32_t kind, source, destination;
+};
+
 // What a step will do, before it is written down. Reused from step to step.
 struct StepDraft {
   std::vector<PlannedRow> decode_rows;
   std::vector<PlannedRow> prefill_rows;
   std::vector<NewBlock> new_blocks;
   std::vector<Request*> new_rows;
+  std::vector<PlannedCopy> copies;
   std::vector<std::int32_t> freed_rows;  // kept until a plan has carried them
   std::int32_t num_tokens = 0;
   std::int32_t num_list_words = 0;  // of the new rows
   std::vector<RequestId> started;
 
-  bool empty() const { return decode_rows.empty() && prefill_rows.empty(); }
+  bool has_rows() const { return !decode_rows.empty() || !prefill_rows.empty(); }
   void Reset();
 };
 
@@ -48,6 +53,10 @@ class PlanWriter {
 
   // Whether a new row with so many blocks and words of lists still fits the plan.
   bool HasRoom(const StepDraft& draft, std::int32_t num_blocks, std::int32_t num_list_words) const;
+  // Whether so many copies still fit. Those of one request always fit into an empty draft.
+  bool HasRoomForCopies(const StepDraft& draft, std::size_t count) const {
+    return static_cast<std::int64_t>(draft.copies.size() + count) <= max_copies_;
+  }
   // Words of the lists of a request's new_rows record.
   std::int32_t NumListWords(const Request& request) const;
 
@@ -60,6 +69,7 @@ class PlanWriter {
 
   std::int64_t max_new_blocks_;
   std::int64_t max_list_words_;
+  std::int64_t max_copies_;
   std::int64_t capacity_;
   Hash128 decision_hash_;
   std::int32_t max_len_ = 0;

@@ -13,8 +13,9 @@ std::int32_t Scheduler::Core::Schedule() {
   DrainInbox();
   if (num_in_flight_ == config_.num_steps_in_flight) return -1;
   PlanStep();
-  if (draft_.empty()) {
-    Ensure(num_in_flight_ > 0 || requests_.empty(), "something advances while requests are alive");
+  if (!DraftCopies() && !draft_.has_rows()) {
+    Ensure(num_in_flight_ > 0 || is_transferring() || requests_.empty(),
+           "something advances while requests are alive");
     if (recorder_) recorder_->OnNoPlan();
     CheckIfAsked();
     return -1;
@@ -33,7 +34,7 @@ void Scheduler::Core::PlanStep() {
   chunk_size_.BeginStep(draft_.decode_rows);
   PlanPrefills();
   // a shortage is over for those that run before others may take blocks
-  if (!is_short_ || (draft_.empty() && num_in_flight_ == 0)) Admit();
+  if (!is_short_ || (!draft_.has_rows() && num_in_flight_ == 0)) Admit();
 }
 
 void Scheduler::Core::ForcePreemption() {
@@ -62,10 +63,11 @@ void Scheduler::Core::PlanPrefills() {
   if (!has_prefills_) return;
   for (std::size_t i = 0; i < running_.size() && Budget() > 0; ++i) {
     Request& request = *running_[i];
-    if (!request.is_prefilling()) continue;
+    if (!request.is_prefilling() || request.is_copying) continue;
     const std::int32_t wanted = std::min(Budget(), request.prefill_len - request.num_computed);
     const std::int32_t chunk = chunk_size_.Of(request.num_computed, wanted);
     if (chunk == 0) return;
+    if (request.num_blocks_sent == 0 && !HasRoomForRow(request, chunk)) continue;
     if (MakeRoom(i, chunk, kv_.watermark())) AddRow(request, chunk);
   }
 }
@@ -79,12 +81,14 @@ bool Scheduler::Core::MakeRoom(std::size_t index, std::int32_t num_scheduled, st
   if (count == 0) return true;
   while (!kv_.CanExtend(request.kv, count, running_.size() == 1 ? 0 : floor)) {
     is_short_ = true;
-    if (num_releasing_ > 0) return false;  // blocks come back when the steps in flight retire
+    if (num_releasing_ > 0) return false;  // blocks come back when steps retire or copies are done
     const auto behind = std::span<Request* const>(running_).subspan(index + 1);
     Request* victim = victim_->Choose(behind, kv_, step_ + 1);
     if (victim == nullptr) {
-      // alone and still short: what it holds twice (its twins) is the only thing to give up
-      if (running_.size() == 1) Preempt(request);
+      if (running_.size() > 1) return false;
+      // alone and still short: pins are given up, then what it holds twice (its twins)
+      if (DropOldestPin()) continue;
+      Preempt(request);
       return false;
     }
     Preempt(*victim);
@@ -103,6 +107,7 @@ void Scheduler::Core::AddRow(Request& request, std::int32_t num_scheduled) {
   if (is_prefill) chunk_size_.Add(request.num_computed, num_scheduled);
   auto& rows = is_prefill ? draft_.prefill_rows : draft_.decode_rows;
   rows.push_back({&request, request.num_computed, num_scheduled, flags});
+  if (request.num_blocks_sent == 0) AddNewRow(request);
   for (std::int32_t i = request.num_blocks_sent; i < request.kv.table.size(); ++i) {
     draft_.new_blocks.push_back({request.row, i, request.kv.table[i]});
   }
@@ -114,12 +119,27 @@ void Scheduler::Core::AddRow(Request& request, std::int32_t num_scheduled) {
   draft_.num_tokens += num_scheduled;
 }
 
+void Scheduler::Core::AddNewRow(Request& request) {
+  std::erase(draft_.freed_rows, request.row);  // a new row replaces the old one whole
+  draft_.new_rows.push_back(&request);
+  draft_.num_list_words += writer_.NumListWords(request);
+}
+
+// Whether a request with those tokens and more fits the plan as a new row.
+bool Scheduler::Core::HasRoomForRow(const Request& request, std::int32_t num_more) const {
+  return writer_.HasRoom(draft_, kv_.BlocksFor(request.num_computed + num_more),
+                         writer_.NumListWords(request));
+}
+
 void Scheduler::Core::Admit() {
   if (waiting_.empty()) return;
   admission_->BeginStep();
   std::int32_t num_committed = NumCommitted();
   while (!waiting_.empty() && !free_rows_.empty() && Budget() > 0) {
-    if (!AdmitFront(num_committed)) return;
+    if (AdmitFront(num_committed)) continue;
+    // pins yield to what could never start beside them
+    const bool is_stuck = running_.empty() && num_releasing_ == 0;
+    if (!is_stuck || !DropOldestPin()) return;
   }
 }
 
@@ -138,11 +158,12 @@ std::int32_t Scheduler::Core::NumCommitted() const {
 
 bool Scheduler::Core::AdmitFront(std::int32_t& num_committed) {
   Request& request = waiting_.front();
-  if (request.num_in_flight > 0) return false;  // its newest tokens are not known yet
+  if (request.row >= 0) return false;  // a step in flight or a copy still holds what it had
   const auto num_known = static_cast<std::int32_t>(request.tokens.size());
   const KvPool::Hit hit = kv_.Match(request.kv, request.tokens, request.max_hit_len());
-  const auto num_hits = static_cast<std::int32_t>(hit.blocks.size());
-  const std::int32_t num_cached = num_hits * kv_.block_size();
+  if (hit.is_awaited) return false;
+  const std::int32_t num_hits = hit.num_blocks();
+  const std::int32_t num_cached = (num_hits + hit.num_host_blocks()) * kv_.block_size();
   // one that may not be preempted again starts only with every block it can ever need
   const bool is_protected = request.num_preemptions >= VictimPolicy::kMaxPreemptions;
   const std::int32_t num_needed =
@@ -150,9 +171,12 @@ bool Scheduler::Core::AdmitFront(std::int32_t& num_committed) {
   const bool is_idle = running_.empty();
   const AdmissionView view{request,       running_,    kv_, num_needed + hit.num_free,
                            num_committed, is_protected};
-  const std::int32_t chunk = chunk_size_.Of(num_cached, std::min(Budget(), num_known - num_cached));
+  // what comes from the host is there in a later step, and the rest is computed then
+  const bool is_load = !hit.host.empty();
+  const std::int32_t chunk =
+      is_load ? 0 : chunk_size_.Of(num_cached, std::min(Budget(), num_known - num_cached));
   const std::int32_t num_blocks = kv_.BlocksFor(num_cached + chunk);
-  if (chunk == 0 || !AdmissionPolicy::FitsNow(view) ||
+  if ((chunk == 0 && !is_load) || !AdmissionPolicy::FitsNow(view) ||
       !writer_.HasRoom(draft_, num_blocks, writer_.NumListWords(request)) ||
       !admission_->Admits(view)) {
     return false;
@@ -161,9 +185,14 @@ bool Scheduler::Core::AdmitFront(std::int32_t& num_committed) {
   if (is_protected) kv_.Reserve(request.kv, num_needed);
   kv_.Extend(request.kv, num_blocks - num_hits);
   Ensure(is_idle || kv_.num_available() >= kv_.watermark(), "admission keeps the watermark");
-  request.num_computed = request.num_retired = num_cached;
+  request.num_computed = num_cached;
+  request.num_retired = num_hits * kv_.block_size();
   Start(request);
-  AddRow(request, chunk);
+  if (is_load) {
+    StartLoad(request, kv_.Load(request.kv, hit));
+  } else {
+    AddRow(request, chunk);
+  }
   num_committed += OutstandingPrompt(request);
   return true;
 }
@@ -176,10 +205,7 @@ void Scheduler::Core::Start(Request& request) {
   request.prefill_len = static_cast<std::int32_t>(request.tokens.size());
   request.row = free_rows_.back();
   free_rows_.pop_back();
-  std::erase(draft_.freed_rows, request.row);  // a new row replaces the old one whole
   ++request.epoch;
-  draft_.new_rows.push_back(&request);
-  draft_.num_list_words += writer_.NumListWords(request);
   // decoding takes no memory from here on
   request.tokens.reserve(static_cast<std::size_t>(request.max_len));
   request.kv.table.Reserve(kv_.BlocksFor(request.max_computed()));
@@ -194,6 +220,8 @@ void Scheduler::Core::Start(Request& request) {
   inbox_.OnStarted();
   totals_.num_prompt_tokens += request.prompt_len;
   totals_.num_cached_tokens += request.num_cached;
+  totals_.num_prefix_queries += config_.enable_prefix_caching;
+  totals_.num_prefix_hits += request.num_cached > 0;
 }
 
 // Writes the draft down and counts it as in flight.
@@ -201,7 +229,7 @@ void Scheduler::Core::Launch() {
   ++step_;
   const auto step = static_cast<std::int32_t>(step_ & 0x7fffffff);
   writer_.Write(step, draft_, buffers_[static_cast<std::size_t>(next_buffer_)]);
-  draft_.freed_rows.clear();
+  if (draft_.has_rows()) draft_.freed_rows.clear();
   InFlightStep& flight = steps_[static_cast<std::size_t>((oldest_ + num_in_flight_) % 2)];
   flight.step = step;
   flight.rows.clear();

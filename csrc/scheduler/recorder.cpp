@@ -150,6 +150,21 @@ void Recorder::OnPlan(Words words) { Write(event_log::Plan{DecisionOf(words)}); 
 
 void Recorder::OnNoPlan() { Write(event_log::NoPlan{}); }
 
+void Recorder::OnTransferDone(std::int32_t step) { Write(event_log::TransferDone{step}); }
+
+void Recorder::OnPin(std::span<const TokenId> tokens, const std::string& salt) {
+  event_log::Pin pin;
+  const auto size = static_cast<std::size_t>(block_size_);
+  Hash128 tail = HashOf(salt);
+  for (std::size_t end = size; end <= tokens.size(); end += size) {
+    tail = SipHash128(tail, std::as_bytes(tokens.subspan(end - size, size)));
+    pin.pinned.push_back(tail.low);
+  }
+  Write(std::move(pin));
+}
+
+void Recorder::OnUnpin(std::int64_t pin) { Write(event_log::Unpin{pin}); }
+
 void Recorder::OnToken(Request& request) {
   TakeFullBlocks(
       request, [&](event_log::Word block) { update_.blocks.push_back({request.arrival, block}); });

@@ -33,6 +33,9 @@ class Recorder {
   void OnResetPrefixCache();
   void OnPlan(std::span<const std::int32_t> plan);
   void OnNoPlan();
+  void OnTransferDone(std::int32_t step);
+  void OnPin(std::span<const TokenId> tokens, const std::string& salt);
+  void OnUnpin(std::int64_t pin);
 
   // Between two calls of OnUpdate: a token joined the request's, or ended it.
   void OnToken(Request& request);

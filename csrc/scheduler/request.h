@@ -28,7 +28,7 @@ enum class RequestState : std::uint8_t { kWaiting, kRunning, kPreempted, kFinish
 //
 // Its tokens, and who knows what:
 //   [0, num_retired)      KV computed by steps that have retired
-//   [num_retired, num_computed)  KV computed by steps in flight
+//   [num_retired, num_computed)  KV computed by steps in flight, or copied in from the host
 //   [0, tokens.size())    ids the host knows: the prompt, then what was sampled
 //   num_unknown           sampled by steps in flight, ids known to the device only
 // It prefills until num_computed reaches prefill_len, the ids known when it got its row; from then
@@ -68,6 +68,7 @@ struct Request {
   std::int32_t num_retired = 0;
   std::int32_t num_unknown = 0;
   std::int32_t num_in_flight = 0;    // steps in flight that hold a row of it
+  bool is_copying = false;           // its blocks are on their way to the host, or from it
   std::int32_t num_blocks_sent = 0;  // leading entries of its table that plans have carried
   std::int64_t planned_step = 0;     // the last step that holds a row of it
   std::int32_t num_cached = -1;      // prefix hit, in tokens, of its first admission; -1: none yet

@@ -42,6 +42,14 @@ const StepResult& Scheduler::Update(std::int32_t step, std::span<const TokenId> 
   return core_->Update(step, token_ids);
 }
 
+void Scheduler::TransferDone(std::int32_t step) { core_->TransferDone(step); }
+
+PinnedPrefix Scheduler::Pin(std::span<const TokenId> tokens, const std::string& salt) {
+  return core_->Pin(tokens, salt);
+}
+
+bool Scheduler::Unpin(std::int64_t id) { return core_->Unpin(id); }
+
 const StepResult& Scheduler::TakeEvents() { return core_->TakeEvents(); }
 
 bool Scheduler::Wait(double timeout_s) { return core_->inbox().Wait(timeout_s, core_->HasWork()); }

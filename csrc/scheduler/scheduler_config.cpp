@@ -60,6 +60,16 @@ void SchedulerConfig::Validate() const {
   for (const auto& [tenant, weight] : tenant_weights) {
     RequireShare("tenant_weights['" + tenant + "']", weight, 0.01, 100.0);
   }
+  RequireShare("max_pinned_share", max_pinned_share, 0.0, 1.0);
+  RequireRange("num_host_blocks", num_host_blocks, 0, 1 << 28);
+  if (num_host_blocks > 0 && !enable_prefix_caching) {
+    throw ConfigError("num_host_blocks=" + std::to_string(num_host_blocks) +
+                          ": must be 0 without a prefix cache; nearest: 0",
+                      "the CPU tier holds what the prefix cache finds: enable_prefix_caching");
+  }
+  RequireShare("recompute_token_s", recompute_token_s, 0.0, 1.0);
+  RequireShare("recompute_context_s", recompute_context_s, 0.0, 1e-5);
+  RequireShare("transfer_block_s", transfer_block_s, 0.0, 10.0);
   for (const TokenId id : eos_token_ids) RequireRange("eos_token_ids", id, 0, vocab_size - 1);
 }
 

@@ -19,6 +19,7 @@ namespace {
 namespace plan = step_plan;
 using event_log::Word;
 
+constexpr std::int64_t kNoRequest = -1;         // whose blocks a pin's are
 constexpr std::int64_t kHeartbeatEvery = 4096;  // records
 
 std::string NameOf(Word tenant) { return std::to_string(tenant); }
@@ -106,6 +107,19 @@ class Replayed {
     scheduler_.ResetPrefixCache();
     Deliver();
   }
+
+  void operator()(const event_log::TransferDone& done) { scheduler_.TransferDone(done.step); }
+
+  void operator()(event_log::Pin pin) {
+    std::vector<TokenId> tokens(pin.pinned.size() * static_cast<std::size_t>(config_.block_size));
+    const auto sequence = tokens_.SequenceOf(kNoRequest, std::move(pin.pinned));
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      tokens[i] = tokens_.At(sequence, static_cast<std::int32_t>(i));
+    }
+    scheduler_.Pin(tokens);
+  }
+
+  void operator()(const event_log::Unpin& unpin) { scheduler_.Unpin(unpin.pin); }
 
   void operator()(const event_log::Plan& recorded) {
     const std::int32_t buffer = scheduler_.Schedule();
@@ -199,6 +213,8 @@ void LookAhead(RecordReader& file, ReplayTokens& tokens) {
   const auto see = [&](const auto& record) {
     if constexpr (requires { record.prompt_len; }) {
       tokens.Expect(num_requests++, record.blocks);
+    } else if constexpr (requires { record.pinned; }) {
+      tokens.Expect(kNoRequest, record.pinned);
     } else if constexpr (requires { record.ends; }) {
       for (const auto& [request, block] : record.blocks) tokens.Expect(request, block);
     }

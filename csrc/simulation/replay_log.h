@@ -94,6 +94,12 @@ void ReadNext(RecordReader& file, auto&& handle) {
       return handle(Read<NoPlan>(file));
     case Kind::kUpdate:
       return handle(Read<Update>(file));
+    case Kind::kTransferDone:
+      return handle(Read<TransferDone>(file));
+    case Kind::kPin:
+      return handle(Read<Pin>(file));
+    case Kind::kUnpin:
+      return handle(Read<Unpin>(file));
   }
 }
 

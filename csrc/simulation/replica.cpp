@@ -28,6 +28,15 @@ void Add(SchedulerStats& sum, const SchedulerStats& part) {
   sum.num_blocks += part.num_blocks;
   sum.num_free_blocks += part.num_free_blocks;
   sum.num_cached_blocks += part.num_cached_blocks;
+  sum.num_host_blocks += part.num_host_blocks;
+  sum.num_cached_host_blocks += part.num_cached_host_blocks;
+  sum.num_prefix_queries += part.num_prefix_queries;
+  sum.num_prefix_hits += part.num_prefix_hits;
+  sum.num_evictions += part.num_evictions;
+  sum.num_host_evictions += part.num_host_evictions;
+  sum.num_stored_blocks += part.num_stored_blocks;
+  sum.num_loaded_blocks += part.num_loaded_blocks;
+  sum.num_swaps += part.num_swaps;
   sum.num_steps += part.num_steps;
   sum.num_prompt_tokens += part.num_prompt_tokens;
   sum.num_cached_tokens += part.num_cached_tokens;
@@ -86,10 +95,15 @@ void Replica::AdvanceTo(std::int64_t until_ns, Feed& feed) {
     // an arrival matters at once only if a step could be planned for it
     const std::int64_t arrival =
         CanPlan() ? feed.NextArrival({now_ns_, num_alive_, num_waiting_}) : kNever;
-    next_event_ = std::min(end, arrival);
+    const std::int64_t copied = copies_.empty() ? kNever : copies_.front().end_ns;
+    next_event_ = std::min({end, arrival, copied});
     if (next_event_ > until_ns || next_event_ == kNever) return;
     PassTime(std::max(next_event_, now_ns_));
-    if (end <= arrival) Retire();
+    if (copied == next_event_) {
+      FinishCopies();
+    } else if (end <= arrival) {
+      Retire();
+    }
   }
 }
 
@@ -141,7 +155,9 @@ void Replica::Plan() {
     if (buffer < 0) break;
     const std::span<const std::int32_t> plan = memory_.buffers()[static_cast<std::size_t>(buffer)];
     const StepFeatures features = FeaturesOf(plan);
-    const double seconds = config_.step_time.Of(features).total();
+    StartCopies(plan[step_plan::kHeaderStep], plan[step_plan::kHeaderCopies + 1]);
+    // a plan without rows carries copies alone
+    const double seconds = features.num_rows > 0 ? config_.step_time.Of(features).total() : 0.0;
     const std::int64_t start_ns = std::max(now_ns_, device_free_ns_);
     device_free_ns_ = start_ns + std::max<std::int64_t>(std::llround(seconds * kNanoseconds), 1);
     Flight& next = flight(oldest_ + num_in_flight_++);
@@ -155,6 +171,19 @@ void Replica::Plan() {
   const SchedulerStats stats = scheduler_.stats();
   held_share_ = 1.0 - static_cast<double>(stats.num_free_blocks) / stats.num_blocks;
   cached_share_ = static_cast<double>(stats.num_cached_blocks) / stats.num_blocks;
+}
+
+void Replica::StartCopies(std::int32_t step, std::int32_t count) {
+  if (count == 0) return;
+  const std::int64_t start_ns = copies_.empty() ? now_ns_ : copies_.back().end_ns;
+  const double seconds = count * config_.scheduler.transfer_block_s;
+  copies_.push_back({start_ns + std::llround(seconds * kNanoseconds), step});
+}
+
+void Replica::FinishCopies() {
+  scheduler_.TransferDone(copies_.front().step);
+  copies_.pop_front();
+  has_news_ = true;
 }
 
 void Replica::Retire() {

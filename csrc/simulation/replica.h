@@ -43,7 +43,8 @@ class PlanMemory {
 };
 
 // One scheduler and its device, which is busy for as long as the step-time model says. Step n + 1
-// is planned while n runs if num_steps_in_flight is 2.
+// is planned while n runs if num_steps_in_flight is 2. Copies to the CPU tier and back run beside,
+// over one link, and take the scheduler's transfer_block_s for each block.
 class Replica {
  public:
   // `records` holds one entry for each request number; all must outlive the replica.
@@ -82,10 +83,16 @@ class Replica {
     std::int32_t num_sampled = 0;
     std::vector<TokenId> tokens;
   };
+  struct Copies {
+    std::int64_t end_ns = 0;
+    std::int32_t step = 0;
+  };
 
   void Deliver(Feed& feed);
   void Submit(const SimulatedRequest& request, std::int64_t number);
   void Plan();
+  void StartCopies(std::int32_t step, std::int32_t count);
+  void FinishCopies();
   void Retire();
   void TakeToken(std::size_t slot, std::int32_t& num_emitted);
   void Finish(std::size_t slot, const StepResult& result, std::size_t entry);
@@ -113,6 +120,7 @@ class Replica {
   std::int64_t device_free_ns_ = 0;
   std::int64_t last_end_ = 0;
   std::vector<Flight> flights_;
+  std::deque<Copies> copies_;  // between device and host, one plan's after the other's
   std::int32_t oldest_ = 0;
   std::int32_t num_in_flight_ = 0;
   bool has_news_ = false;  // something happened since the last plan

@@ -167,6 +167,12 @@ class SchedulerConfig:
         length_window: typing.SupportsInt | typing.SupportsIndex = 1024,
         target_itl_ms: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         step_time: StepTimeModel | None = None,
+        eviction: str = "lru",
+        max_pinned_share: typing.SupportsFloat | typing.SupportsIndex = 0.5,
+        num_host_blocks: typing.SupportsInt | typing.SupportsIndex = 0,
+        recompute_token_s: typing.SupportsFloat | typing.SupportsIndex = 4e-05,
+        recompute_context_s: typing.SupportsFloat | typing.SupportsIndex = 1e-09,
+        transfer_block_s: typing.SupportsFloat | typing.SupportsIndex = 5e-05,
     ) -> None: ...
     @property
     def block_size(self) -> int: ...
@@ -215,7 +221,7 @@ class StepResult:
     @property
     def started(self) -> numpy.typing.NDArray[numpy.int64]:
         """
-        int64 [m]; requests whose first row was in this step
+        int64 [m]; requests that this step's plan took from the queue
         """
     @property
     def stop_ids(self) -> numpy.typing.NDArray[numpy.int32]:
@@ -234,15 +240,31 @@ class SchedulerStats:
     @property
     def num_cached_blocks(self) -> int: ...
     @property
+    def num_cached_host_blocks(self) -> int: ...
+    @property
     def num_cached_tokens(self) -> int: ...
+    @property
+    def num_evictions(self) -> int: ...
     @property
     def num_finished(self) -> int: ...
     @property
     def num_free_blocks(self) -> int: ...
     @property
+    def num_host_blocks(self) -> int: ...
+    @property
+    def num_host_evictions(self) -> int: ...
+    @property
+    def num_loaded_blocks(self) -> int: ...
+    @property
     def num_output_tokens(self) -> int: ...
     @property
+    def num_pinned_blocks(self) -> int: ...
+    @property
     def num_preemptions(self) -> int: ...
+    @property
+    def num_prefix_hits(self) -> int: ...
+    @property
+    def num_prefix_queries(self) -> int: ...
     @property
     def num_prompt_tokens(self) -> int: ...
     @property
@@ -254,7 +276,13 @@ class SchedulerStats:
     @property
     def num_steps_in_flight(self) -> int: ...
     @property
+    def num_stored_blocks(self) -> int: ...
+    @property
+    def num_swaps(self) -> int: ...
+    @property
     def num_tenants(self) -> int: ...
+    @property
+    def num_transfers(self) -> int: ...
     @property
     def num_waiting(self) -> int: ...
 
@@ -279,6 +307,10 @@ class Scheduler:
     def check(self) -> None:
         """
         Raises RuntimeError that names the first broken invariant.
+        """
+    def pin(self, prompt_ids: typing.Any, *, cache_salt: str = "") -> tuple[int, int]:
+        """
+        Keeps the cached blocks of the longest prefix: (pin id, tokens), (-1, 0) if nothing is cached. Raises CapacityError.
         """
     def record(self, path: str) -> None:
         """
@@ -320,6 +352,14 @@ class Scheduler:
     def take_events(self) -> StepResult:
         """
         What no step in flight will bring: requests that ended while they waited.
+        """
+    def transfer_done(self, step: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        The copies in the plan of that step are done; any time after it, in any order.
+        """
+    def unpin(self, pin_id: typing.SupportsInt | typing.SupportsIndex) -> bool:
+        """
+        Whether it was still pinned.
         """
     def update(
         self, step: typing.SupportsInt | typing.SupportsIndex, token_ids: numpy.typing.NDArray[numpy.int32]
@@ -532,6 +572,8 @@ class step_plan:
     Layout of a StepPlan, in int32 words.
     """
 
+    COPY_FROM_HOST: typing.ClassVar[int] = 2
+    COPY_TO_HOST: typing.ClassVar[int] = 1
     COPY_WORDS: typing.ClassVar[int] = 3
     HEADER_COPIES: typing.ClassVar[int] = 16
     HEADER_FLAGS: typing.ClassVar[int] = 21

@@ -26,6 +26,7 @@ _DEVICES = ("auto", "cpu", "cuda")
 _LOAD_FORMATS = ("auto", "safetensors", "dummy")
 _SCHEDULING_POLICIES = ("fcfs", "priority", "fair")
 _ADMISSIONS = ("past_future", "max_tokens", "none")
+_EVICTIONS = ("lru", "cost")
 
 # inclusive bounds of the integer arguments
 _BOUNDS: dict[str, tuple[int, int]] = {
@@ -35,6 +36,7 @@ _BOUNDS: dict[str, tuple[int, int]] = {
     "block_size": (1, 1 << 10),
     "kv_cache_memory_bytes": (1, 1 << 50),
     "num_kv_blocks": (1, (1 << 31) - 2),
+    "cpu_kv_bytes": (0, 1 << 50),
     "seed": (0, (1 << 63) - 1),
     "max_queued_requests": (0, (1 << 31) - 1),
 }
@@ -60,6 +62,9 @@ class EngineConfig:
             tenants in turn, by the tokens each was served.
         admission: which requests start: "past_future" those that fit at the peak predicted from finished outputs,
             "max_tokens" those that fit at their longest, "none" those that fit now.
+        cpu_kv_bytes: host memory for KV blocks that leave the device; 0: they are computed again.
+        eviction: which cached KV block is given up first, the least recently used one ("lru") or the one that is worth
+            least, recompute time x uses ("cost").
         deterministic: the same tokens and logprobs, bit for bit, however requests are batched.
         seed: base of the seeds of requests that bring none.
         enforce_eager: no CUDA graphs.
@@ -84,6 +89,8 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: str = "fcfs"
     admission: str = "past_future"
+    cpu_kv_bytes: int = 0
+    eviction: str = "lru"
     deterministic: bool = False
     seed: int = 0
     enforce_eager: bool = False
@@ -103,6 +110,7 @@ class EngineConfig:
         _require_choice("load_format", self.load_format, _LOAD_FORMATS)
         _require_choice("scheduling_policy", self.scheduling_policy, _SCHEDULING_POLICIES)
         _require_choice("admission", self.admission, _ADMISSIONS)
+        _require_choice("eviction", self.eviction, _EVICTIONS)
         for name, (low, high) in _BOUNDS.items():
             _require_int(name, getattr(self, name), low, high, optional=type(self).__dict__.get(name) is None)
         for name in ("skip_tokenizer_init", "enable_prefix_caching", "deterministic", "enforce_eager"):
@@ -127,6 +135,11 @@ class EngineConfig:
             raise ConfigError(f"step_timeout={timeout}: must be a positive number of seconds up to {_MAX_STEP_TIMEOUT}")
         if self.kv_cache_memory_bytes is not None and self.num_kv_blocks is not None:
             raise ConfigError("kv_cache_memory_bytes and num_kv_blocks both size the KV cache: give one of them")
+        if self.cpu_kv_bytes and not self.enable_prefix_caching:
+            raise ConfigError(
+                f"cpu_kv_bytes={self.cpu_kv_bytes}: must be 0 without a prefix cache, which finds what is there",
+                hint="enable_prefix_caching=True",
+            )
 
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any]) -> EngineConfig:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from runtime.config import BUILTIN_LINE, EngineConfig
-from runtime.engine import Engine, Knobs, RequestHandle, SubmitOptions
+from runtime.engine import Engine, Knobs, PinnedPrefix, RequestHandle, SubmitOptions
 from runtime.engine.memory_plan import MemoryPlan, plan_for
 from runtime.errors import ConfigError, InvalidRequestError
 from runtime.log import set_level
@@ -59,6 +59,8 @@ class LLM:
         enable_prefix_caching: bool = True,
         scheduling_policy: str = "fcfs",
         admission: str = "past_future",
+        cpu_kv_bytes: int = 0,
+        eviction: str = "lru",
         deterministic: bool = False,
         seed: int = 0,
         enforce_eager: bool = False,
@@ -258,6 +260,19 @@ class LLM:
     def reset_prefix_cache(self) -> None:
         """Forgets all cached prefixes; requests that run keep theirs."""
         self._engine.reset_prefix_cache()
+
+    def pin_prefix(self, prompt: Prompt, *, cache_salt: str = "") -> PinnedPrefix:
+        """Computes a prompt, unless it is cached, and keeps its full KV blocks until they are unpinned.
+
+        For a prefix that many prompts will share: `with llm.pin_prefix(system_prompt): ...`. Pins yield to a request
+        that could never run beside them, and end with `reset_prefix_cache`.
+
+        Raises:
+            ConfigError: there is no prefix cache.
+            CapacityError: pinned prefixes would hold more than half of the KV cache.
+        """
+        text, token_ids = encode_prompt(prompt, self.tokenizer)
+        return self._engine.pin_prefix(text, token_ids, cache_salt)
 
     def close(self) -> None:
         """Stops the engine; requests that still run end with RequestAborted. Idempotent."""

@@ -17,6 +17,8 @@ void Need(bool holds, const std::string& what) {
   if (!holds) throw std::logic_error("the plan cannot be executed: " + what);
 }
 
+constexpr std::uint64_t kGarbage = 0x6172626167657321;
+
 std::uint64_t Mix(std::uint64_t x) {  // the finaliser of splitmix64
   x ^= x >> 30;
   x *= 0xbf58476d1ce4e5b9;
@@ -62,6 +64,45 @@ std::uint64_t SampleSalt(std::int64_t seed, bool sees_ids, std::span<const Token
 FakeDevice::FakeDevice(const SchedulerConfig& config, std::int32_t num_blocks)
     : config_(config), num_blocks_(num_blocks), rows_(config.max_num_seqs) {
   kv_.resize((static_cast<std::size_t>(num_blocks) + 1) * config.block_size);
+  host_kv_.resize((static_cast<std::size_t>(config.num_host_blocks) + 1) * config.block_size);
+}
+
+std::span<std::uint64_t> FakeDevice::DeviceBlock(BlockId block) {
+  Need(block >= 1 && block <= num_blocks_, "a copy names a block that is not on the device");
+  const auto size = static_cast<std::size_t>(config_.block_size);
+  return std::span(kv_).subspan(static_cast<std::size_t>(block) * size, size);
+}
+
+std::span<std::uint64_t> FakeDevice::HostBlock(BlockId block) {
+  Need(block >= 1 && block <= config_.num_host_blocks, "a copy names a block that is not there");
+  const auto size = static_cast<std::size_t>(config_.block_size);
+  return std::span(host_kv_).subspan(static_cast<std::size_t>(block) * size, size);
+}
+
+void FakeDevice::StartCopies(std::span<const std::int32_t> words) {
+  const auto entries = Section(words, plan::kHeaderCopies, plan::kCopyWords);
+  for (std::size_t at = 0; at < entries.size(); at += plan::kCopyWords) {
+    const bool to_host = entries[at] == plan::kCopyToHost;
+    Need(to_host || entries[at] == plan::kCopyFromHost, "no such kind of copy");
+    Copy copy{to_host, entries[at + (to_host ? 1 : 2)], entries[at + (to_host ? 2 : 1)], {}};
+    const auto source = to_host ? DeviceBlock(copy.device) : HostBlock(copy.host);
+    Need(std::ranges::count(source, kGarbage) == 0, "a copy reads what is being copied");
+    copy.content.assign(source.begin(), source.end());
+    std::ranges::fill(to_host ? HostBlock(copy.host) : DeviceBlock(copy.device), kGarbage);
+    copies_[words[plan::kHeaderStep]].push_back(std::move(copy));
+  }
+}
+
+void FakeDevice::FinishCopies(std::int32_t step) {
+  for (const Copy& copy : copies_.at(step)) {
+    const auto source = copy.to_host ? DeviceBlock(copy.device) : HostBlock(copy.host);
+    const auto target = copy.to_host ? HostBlock(copy.host) : DeviceBlock(copy.device);
+    Need(std::ranges::equal(source, copy.content), "the source of a copy changed meanwhile");
+    Need(std::ranges::count(target, kGarbage) == static_cast<std::ptrdiff_t>(target.size()),
+         "the destination of a copy was used meanwhile");
+    std::ranges::copy(copy.content, target.begin());
+  }
+  copies_.erase(step);
 }
 
 std::vector<TokenId> FakeDevice::Execute(std::span<const std::int32_t> words) {
@@ -101,13 +142,18 @@ void FakeDevice::CheckHeader(std::span<const std::int32_t> words) const {
   Need(words[plan::kHeaderVersion] == plan::kVersion, "its version is unknown");
   Need(words[plan::kHeaderStep] > last_step_, "steps do not rise");
   const std::int32_t num_rows = words[plan::kHeaderNumRows];
-  Need(num_rows > 0 && num_rows == words[plan::kHeaderRows + 1], "rows are miscounted");
+  const std::int32_t num_copies = words[plan::kHeaderCopies + 1];
+  Need(num_rows == words[plan::kHeaderRows + 1], "rows are miscounted");
+  Need(num_rows > 0 || num_copies > 0, "it does nothing");
+  for (const auto section :
+       {plan::kHeaderNewBlocks, plan::kHeaderNewRows, plan::kHeaderFreedRows}) {
+    Need(num_rows > 0 || words[section + 1] == 0, "a plan without rows holds copies alone");
+  }
   std::int32_t num_tokens = 0;
   const auto rows = Section(words, plan::kHeaderRows, plan::kRowWords);
   for (std::size_t i = 2; i < rows.size(); i += plan::kRowWords) num_tokens += rows[i];
   Need(num_tokens == words[plan::kHeaderNumTokens], "tokens are miscounted");
   Need(num_tokens <= config_.max_num_batched_tokens, "it exceeds the token budget");
-  Need(words[plan::kHeaderCopies + 1] == 0, "copies are not known");
 }
 
 void FakeDevice::ApplyFreedRows(std::span<const std::int32_t> words) {
@@ -180,7 +226,10 @@ std::uint64_t& FakeDevice::Slot(const Row& row, std::int32_t position) {
 
 TokenId FakeDevice::Sample(Row& row) {
   std::uint64_t digest = 0;
-  for (std::int32_t i = 0; i < row.num_computed; ++i) digest += Slot(row, i);
+  for (std::int32_t i = 0; i < row.num_computed; ++i) {
+    Need(Slot(row, i) != kGarbage, "a block is read while it is copied in");
+    digest += Slot(row, i);
+  }
   const bool sees_ids = (row.flags & plan::kSamplePenalties) != 0;
   row.last_token =
       ToToken(digest, SampleSalt(row.seed, sees_ids, row.known_ids), config_.vocab_size);

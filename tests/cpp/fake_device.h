@@ -18,13 +18,18 @@ TokenId SampleAfter(std::span<const TokenId> context, std::uint64_t salt, std::i
 // Executes StepPlans as a device would, from the plan's words alone, and throws std::logic_error on
 // a plan that no device could execute. A KV slot holds a hash of the token and position written to
 // it, and a token is sampled from all slots of its context, so a wrong block shows as a wrong
-// token.
+// token. A copy reads its source when its plan is written and writes its destination when it is
+// done; until then the source may not change, and the destination holds garbage.
 class FakeDevice {
  public:
   FakeDevice(const SchedulerConfig& config, std::int32_t num_blocks);
 
   // One token per row of the plan; -1 for rows that sample nothing.
   std::vector<TokenId> Execute(std::span<const std::int32_t> plan);
+
+  // The copies of a plan start, before or after its rows are executed; those of a step are done.
+  void StartCopies(std::span<const std::int32_t> plan);
+  void FinishCopies(std::int32_t step);
 
   // The tokens that a scored row has computed, by (row of the device, position).
   const std::map<std::int32_t, std::vector<TokenId>>& scored() const { return scored_; }
@@ -42,6 +47,14 @@ class FakeDevice {
     std::vector<BlockId> table;
   };
 
+  struct Copy {
+    bool to_host;
+    BlockId device, host;
+    std::vector<std::uint64_t> content;
+  };
+
+  std::span<std::uint64_t> DeviceBlock(BlockId block);
+  std::span<std::uint64_t> HostBlock(BlockId block);
   void CheckHeader(std::span<const std::int32_t> plan) const;
   void ApplyNewRows(std::span<const std::int32_t> plan);
   void ApplyNewBlocks(std::span<const std::int32_t> plan);
@@ -57,7 +70,8 @@ class FakeDevice {
   std::int32_t num_blocks_;
   std::int32_t last_step_ = 0;
   std::vector<Row> rows_;
-  std::vector<std::uint64_t> kv_;
+  std::vector<std::uint64_t> kv_, host_kv_;
+  std::map<std::int32_t, std::vector<Copy>> copies_;  // by step
   std::map<std::int32_t, std::vector<TokenId>> scored_;
 };
 

@@ -48,6 +48,10 @@ bool Serving::Abort(RequestId id) { return scheduler_.Abort(id); }
 bool Serving::Step() {
   while (Plan()) {
   }
+  if (in_flight_.empty() && !copying_.empty()) {
+    FinishTransfer();
+    return true;
+  }
   if (in_flight_.empty()) {
     Take(scheduler_.TakeEvents());
     return false;
@@ -61,6 +65,9 @@ bool Serving::Plan() {
   CheckUnlessItDoes(scheduler_);
   if (buffer < 0) return false;
   in_flight_.push_back(buffer);
+  const std::span<const std::int32_t> plan = buffers_[buffer];
+  device_.StartCopies(plan);
+  if (plan[step_plan::kHeaderCopies + 1] > 0) copying_.push_back(plan[step_plan::kHeaderStep]);
   last_buffer_ = buffer;
   return true;
 }
@@ -70,6 +77,14 @@ void Serving::Retire() {
   in_flight_.pop_front();
   const std::vector<TokenId> tokens = device_.Execute(plan);
   Take(scheduler_.Update(plan[step_plan::kHeaderStep], tokens));
+  CheckUnlessItDoes(scheduler_);
+}
+
+void Serving::FinishTransfer(std::size_t index) {
+  const std::int32_t step = copying_.at(index);
+  copying_.erase(copying_.begin() + static_cast<std::ptrdiff_t>(index));
+  device_.FinishCopies(step);
+  scheduler_.TransferDone(step);
   CheckUnlessItDoes(scheduler_);
 }
 

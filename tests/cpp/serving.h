@@ -43,9 +43,12 @@ class Serving {
               SubmitOptions options = {});
   bool Abort(RequestId id);
 
-  // Plans steps until the pipeline is full or nothing can run, then retires the oldest. False:
-  // there was nothing to do.
+  // Plans steps until the pipeline is full or nothing can run, then retires the oldest, or, if no
+  // step is in flight, finishes the oldest copies. False: there was nothing to do.
   bool Step();
+  // Finishes the copies of the index-th oldest step that has any.
+  void FinishTransfer(std::size_t index = 0);
+  std::size_t num_transfers() const { return copying_.size(); }
   void RunUntilDrained(std::int32_t max_steps = 100000);
 
   // The same request alone, with no limits around it.
@@ -56,6 +59,7 @@ class Serving {
   FakeDevice& device() { return device_; }
   const Outcome& outcome(RequestId id) const { return outcomes_.at(id); }
   const std::map<RequestId, Outcome>& outcomes() const { return outcomes_; }
+  std::span<const std::int32_t> plan(std::int32_t buffer) const { return buffers_[buffer]; }
   std::span<const std::int32_t> last_plan() const { return buffers_[last_buffer_]; }
   const std::vector<RequestId>& started() const { return started_; }
   std::uint64_t decision_hash() const;
@@ -76,6 +80,7 @@ class Serving {
   FakeDevice device_;
   PlanBuffers buffers_;
   std::deque<std::int32_t> in_flight_;
+  std::vector<std::int32_t> copying_;  // steps
   std::int32_t last_buffer_ = 0;
   std::map<RequestId, Asked> asked_;
   std::map<RequestId, Outcome> outcomes_;

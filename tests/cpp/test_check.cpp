@@ -12,6 +12,8 @@ struct SchedulerPeer {
   static std::vector<Request*>& Running(Scheduler& s) { return Core(s).running_; }
   static std::deque<Request*>& Waiting(Scheduler& s) { return Core(s).waiting_.all_.requests; }
   static std::vector<std::int32_t>& FreeRows(Scheduler& s) { return Core(s).free_rows_; }
+  static std::vector<Transfer>& Transfers(Scheduler& s) { return Core(s).transfers_; }
+  static std::int32_t& NumCopying(Scheduler& s) { return Core(s).num_copying_; }
   static std::int32_t& NumReleasing(Scheduler& s) { return Core(s).num_releasing_; }
 };
 
@@ -26,6 +28,15 @@ class CheckTest : public ::testing::Test {
     }
     serving_.Step();
     EXPECT_NO_THROW(scheduler().Check());
+    tier_.Submit(1, std::vector<TokenId>(8, 1), {.max_tokens = 1});
+    tier_.Step();  // it has ended, and is being stored
+  }
+
+  static SchedulerConfig TierConfig() {
+    SchedulerConfig config = Config();
+    config.num_host_blocks = 4;
+    config.transfer_block_s = 0.0;
+    return config;
   }
 
   static SchedulerConfig Config() {
@@ -44,18 +55,24 @@ class CheckTest : public ::testing::Test {
   // Sets `value` to `damaged` for one Check, which must name `invariant`.
   template <typename T>
   void ExpectSeen(T& value, std::type_identity_t<T> damaged, const std::string& invariant) {
+    ExpectSeen(value, damaged, invariant, serving_);
+  }
+  template <typename T>
+  static void ExpectSeen(T& value, std::type_identity_t<T> damaged, const std::string& invariant,
+                         Serving& serving) {
     std::swap(value, damaged);
     try {
-      scheduler().Check();
+      serving.scheduler().Check();
       ADD_FAILURE() << "not seen: " << invariant;
     } catch (const InvariantError& error) {
       EXPECT_NE(std::string(error.what()).find(invariant), std::string::npos) << error.what();
     }
     std::swap(value, damaged);
-    EXPECT_NO_THROW(scheduler().Check());
+    EXPECT_NO_THROW(serving.scheduler().Check());
   }
 
   Serving serving_;
+  Serving tier_{TierConfig(), 20};
 };
 
 TEST_F(CheckTest, QueuesAndStates) {
@@ -85,6 +102,18 @@ TEST_F(CheckTest, RowsAndReserves) {
   ExpectSeen(SchedulerPeer::NumReleasing(scheduler()), 1, "that release blocks later are counted");
   auto& free_rows = SchedulerPeer::FreeRows(scheduler());
   ExpectSeen(free_rows, {0}, "a row is free or belongs to one request");
+}
+
+TEST_F(CheckTest, Copies) {
+  ExpectSeen(running().is_copying, true, "a request that waits for a copy has one");
+  ExpectSeen(SchedulerPeer::NumCopying(tier_.scheduler()), 1, "copied blocks are counted", tier_);
+  Transfer& transfer = SchedulerPeer::Transfers(tier_.scheduler()).front();
+  ExpectSeen(transfer.request->num_in_flight, 1, "copied while no step holds it", tier_);
+  ExpectSeen(transfer.copy.blocks[0].first, 20, "a block is owned while it is copied", tier_);
+  ExpectSeen(transfer.copy.kind, KvCopy::Kind::kLoad, "a block is owned while it is copied", tier_);
+  std::vector<BlockRef> held;
+  held.push_back(transfer.copy.host.front().Share());
+  EXPECT_THROW(tier_.scheduler().Check(), InvariantError);
 }
 
 TEST_F(CheckTest, OwnersOfBlocks) {

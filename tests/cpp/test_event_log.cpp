@@ -267,7 +267,7 @@ TEST_F(EventLogTest, RecordsThatNoRecorderWritesAreRefused) {
     const std::size_t at = damage.find(where);
     return at == std::string::npos ? damage : damage.substr(at + where.size());
   };
-  EXPECT_EQ(damage_of(whole + "\x12"), "a number is 9: must be between 1 and 8");
+  EXPECT_EQ(damage_of(whole + "\x18"), "a number is 12: must be between 1 and 11");
   EXPECT_EQ(damage_of(whole + "\x02"), "a record is longer than its frame");
   EXPECT_EQ(damage_of(whole + "\x02\x01"), "an event that cannot be: time never goes back");
   EXPECT_EQ(damage_of(whole + "\x06" + std::string(11, '\xff')), "a number has more than 10 bytes");

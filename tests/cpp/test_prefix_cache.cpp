@@ -20,8 +20,16 @@ std::vector<TokenId> Tokens(TokenId first, std::int32_t count) {
 
 // Three helpers make a test a story: Run computes a request's tokens, Hits looks them up, End gives
 // its blocks back.
-class PrefixCacheTest : public ::testing::TestWithParam<bool> {
+class PrefixCacheTest : public ::testing::Test {
  protected:
+  explicit PrefixCacheTest(EvictionPolicy eviction = EvictionPolicy::kLru)
+      : pool_(allocator_, {.block_size = kBlockSize,
+                           .watermark = 0.0,
+                           .enable_prefix_caching = true,
+                           .hash_seed = 1,
+                           .eviction = eviction,
+                           .costs = {kBlockSize, 1e-3, 1e-3, 0.0}}) {}
+
   struct Holder {
     Holder(BlockAllocator& allocator, std::vector<TokenId> ids, std::string salt)
         : tokens(std::move(ids)), share(allocator) {
@@ -64,7 +72,7 @@ class PrefixCacheTest : public ::testing::TestWithParam<bool> {
   }
 
   BlockAllocator allocator_{8};
-  KvPool pool_{allocator_, {kBlockSize, 0.0, true, 1, false}};
+  KvPool pool_;
 };
 
 TEST_F(PrefixCacheTest, FullBlocksOfAnEqualPrefixAreFound) {
@@ -114,6 +122,44 @@ TEST_F(PrefixCacheTest, LeastRecentlyUsedChainIsEvictedFirst) {
   const auto taken = allocator_.Allocate(6);
   EXPECT_EQ(Hits(Tokens(0, 8)), 2);
   EXPECT_EQ(Hits(Tokens(50, 8)), 0);
+}
+
+class CostEvictionTest : public PrefixCacheTest {
+ protected:
+  CostEvictionTest() : PrefixCacheTest(EvictionPolicy::kCost) {}
+};
+
+TEST_F(CostEvictionTest, LeavesAreEvictedBeforeTheirParentsThoughTheyCostMore) {
+  End(Run(Tokens(0, 16)));
+  auto taken = allocator_.Allocate(5);
+  EXPECT_EQ(Hits(Tokens(0, 16)), 3);
+  taken = allocator_.Allocate(2);
+  EXPECT_EQ(Hits(Tokens(0, 16)), 1);
+  pool_.Check();
+}
+
+TEST_F(CostEvictionTest, WhatWasUsedMoreOftenOutlivesWhatWasUsedLast) {
+  for (int i = 0; i < 3; ++i) End(Run(Tokens(0, 4)));
+  End(Run(Tokens(50, 4)));
+  const auto taken = allocator_.Allocate(7);
+  EXPECT_EQ(Hits(Tokens(0, 4)), 1);
+  EXPECT_EQ(Hits(Tokens(50, 4)), 0);
+}
+
+TEST_F(CostEvictionTest, WhatCostsMoreOutlivesWhatWasUsedLast) {
+  Request deep = Run(Tokens(0, 8));
+  End(Run(Tokens(50, 4)));
+  End(std::move(deep));
+  End(Run(Tokens(50, 4)));  // used twice, but at the beginning of its prompt
+  const auto taken = allocator_.Allocate(6);
+  EXPECT_EQ(Hits(Tokens(0, 8)), 2);
+  EXPECT_EQ(Hits(Tokens(50, 4)), 0);
+}
+
+TEST_F(CostEvictionTest, OldFameFades) {
+  for (int i = 0; i < 3; ++i) End(Run(Tokens(0, 4)));
+  for (TokenId first = 100; first < 400; first += 10) End(Run(Tokens(first, 32)));
+  EXPECT_EQ(Hits(Tokens(0, 4)), 0);
 }
 
 TEST_F(PrefixCacheTest, TwinsComputedSideBySideKeepOneIndexedChain) {

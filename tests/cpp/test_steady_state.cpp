@@ -1,6 +1,8 @@
 // Once every request decodes, a step takes no memory; nor does it when a request must wait.
 #include <gtest/gtest.h>
 
+#include <tuple>
+
 #include "counted_new.h"
 #include "runtime/scheduler.h"
 #include "runtime/step_plan.h"
@@ -8,8 +10,12 @@
 namespace runtime {
 namespace {
 
-class SteadyStateTest : public ::testing::TestWithParam<std::int32_t> {};
-INSTANTIATE_TEST_SUITE_P(StepsInFlight, SteadyStateTest, ::testing::Values(1, 2));
+class SteadyStateTest : public ::testing::TestWithParam<std::tuple<std::int32_t, EvictionPolicy>> {
+};
+INSTANTIATE_TEST_SUITE_P(StepsInFlight, SteadyStateTest,
+                         ::testing::Combine(::testing::Values(1, 2),
+                                            ::testing::Values(EvictionPolicy::kLru,
+                                                              EvictionPolicy::kCost)));
 
 TEST_P(SteadyStateTest, DecodingTakesNoMemory) {
 #ifdef RUNTIME_CHECK_INVARIANTS
@@ -18,10 +24,13 @@ TEST_P(SteadyStateTest, DecodingTakesNoMemory) {
   constexpr std::int32_t kNumSeqs = 64;
   SchedulerConfig config;
   config.max_num_seqs = kNumSeqs + 1;
-  config.num_steps_in_flight = GetParam();
+  const auto [num_steps_in_flight, eviction] = GetParam();
+  config.num_steps_in_flight = num_steps_in_flight;
+  config.eviction = eviction;
+  config.num_host_blocks = 64;
   BlockAllocator allocator(kNumSeqs * 20);
   Scheduler scheduler(config, allocator);
-  std::vector<std::vector<std::int32_t>> buffers(static_cast<std::size_t>(GetParam()) + 1);
+  std::vector<std::vector<std::int32_t>> buffers(static_cast<std::size_t>(num_steps_in_flight) + 1);
   std::vector<PlanBuffer> spans;
   for (auto& buffer : buffers) {
     buffer.resize(static_cast<std::size_t>(scheduler.plan_capacity()));

@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <random>
 
 #include "recorded.h"
+#include "runtime/error.h"
 #include "serving.h"
 #include "streams.h"
 
@@ -33,12 +35,18 @@ class Stream {
         End(Below(next_id_));
       } else if (kind == 4 && Below(8) == 0) {
         serving_.scheduler().ResetPrefixCache();
+      } else if (kind == 4 && Below(4) == 0) {
+        Pin();
+      } else if (kind >= 8 && serving_.num_transfers() > 0) {
+        serving_.FinishTransfer(
+            static_cast<std::size_t>(Below(static_cast<std::int64_t>(serving_.num_transfers()))));
       } else {
         serving_.scheduler().SetTime(now_us_ += Below(20));
         serving_.Step();
       }
     }
     serving_.RunUntilDrained();
+    for (const std::int64_t pin : pins_) serving_.scheduler().Unpin(pin);
     Verify();
     return serving_.scheduler().stats().num_steps;
   }
@@ -70,6 +78,13 @@ class Stream {
     config.step_time.buckets = {{.num_tokens = 1, .launch_s = 0.001},
                                 {.num_tokens = 11, .launch_s = 0.003}};
     config.length_window = static_cast<std::int32_t>(1 + Below(40));
+    config.eviction = static_cast<EvictionPolicy>(Below(2));
+    if (config.enable_prefix_caching && Below(2) == 0) {
+      config.num_host_blocks = static_cast<std::int32_t>(1 + Below(100 / config.block_size));
+    }
+    // copies always pay; mostly; on the way back alone
+    const double recompute_s = config.recompute_token_s * config.block_size;
+    config.transfer_block_s = std::array{0.0, 0.05 * recompute_s, 0.9 * recompute_s}[Below(3)];
     return config;
   }
 
@@ -86,6 +101,20 @@ class Stream {
                                                  : Below(58));
     }
     return prompt;
+  }
+
+  void Pin() {
+    if (!pins_.empty() && Below(2) == 0) {
+      serving_.scheduler().Unpin(pins_.back());
+      pins_.pop_back();
+      return;
+    }
+    try {
+      const PinnedPrefix pin = serving_.scheduler().Pin(MakePrompt(), Below(3) == 0 ? "salt" : "");
+      if (pin.id >= 0) pins_.push_back(pin.id);
+    } catch (const CapacityError&) {
+    }
+    serving_.scheduler().Check();
   }
 
   void Submit() {
@@ -147,6 +176,7 @@ class Stream {
   RequestId next_id_ = 0;
   std::int64_t now_us_ = 0;
   std::vector<bool> is_scoring_, is_unlimited_, is_ended_;
+  std::vector<std::int64_t> pins_;
 };
 
 TEST(ServingStreamTest, ShortStreamsOfAnyConfiguration) {

@@ -116,7 +116,9 @@ def test_bench(run, tiny_llama, tmp_path):
     parts = sum(row[f"{name}_us"] for name in ("prepare_step", "model", "sample", "overhead"))
     assert parts == pytest.approx(row["step_us"], rel=0.5) and row["scenario"] == "overhead_b2"
     assert run("bench", "scheduler", "--batch", 4, "--steps", 50, "--append", rows)[0] == 0
-    assert [json.loads(line)["scenario"] for line in rows.read_text().splitlines()] == ["decode_b2", "scheduler_b4"]
+    assert run("bench", "scheduler", "--prefix-hit", "--in", 64, "--append", rows)[0] == 0
+    scenarios = [json.loads(line)["scenario"] for line in rows.read_text().splitlines()]
+    assert scenarios == ["decode_b2", "scheduler_b4", "prefix_hit_64"]
 
 
 def test_help_lists_every_verb(run):
@@ -156,6 +158,7 @@ def test_help_lists_every_verb(run):
         (["bench", "latncy"], 2, "latncy"),
         (["bench", "latency", "--scenario", "decode_b7"], 2, "unknown scenario 'decode_b7'"),
         (["bench", "scheduler", "--batch", "0"], 2, "--batch=0: must be at least 1"),
+        (["bench", "scheduler", "--prefix-hit", "--in", "16"], 2, "--in=16: must be above a block of 16 tokens"),
     ],
 )
 def test_bad_command_lines(run, arguments, code, sentence):

@@ -1,5 +1,6 @@
 """Simulated serving: step times, traces, reports, the search for capacity, and the verb."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -232,6 +233,25 @@ class TestSimulate:
         assert figures["kv_held_share_queued"] > 0.5
         assert figures["recomputed_share"] == figures["recomputed_tokens"] / figures["computed_tokens"]
 
+    def test_a_cpu_tier_saves_recomputation(self):
+        workload = Workload(prompt=("fixed", 64), output=("uniform", 64, 256), num_requests=300, queue_depth=8)
+        times = dataclasses.replace(MILLISECOND, kv_bytes_per_token=1000.0)
+        without = settings(num_blocks=100, step_times=times)
+        tier = dataclasses.replace(without, cpu_kv_tokens=8000, cpu_bandwidth=1e12)
+        recomputed, swapped = simulate(workload, without).figures, simulate(workload, tier).figures
+        assert recomputed["swaps"] == recomputed["loaded_blocks"] == 0
+        assert swapped["swaps"] > 0 and swapped["loaded_blocks"] > 0
+        assert swapped["recomputed_tokens"] < recomputed["recomputed_tokens"] / 2
+
+    def test_a_tier_needs_the_bytes_of_a_token_and_a_link(self):
+        workload = Workload(prompt=("fixed", 20), output=("fixed", 5), num_requests=1, concurrency=1)
+        assert "how many bytes a token's KV has" in refusal(simulate, workload, settings(cpu_kv_tokens=100))
+        times = dataclasses.replace(MILLISECOND, kv_bytes_per_token=1000.0)
+        sentence = refusal(simulate, workload, settings(cpu_kv_tokens=100, cpu_bandwidth=0.0, step_times=times))
+        assert "cpu_bandwidth=0: must be above 0 bytes a second" in sentence
+        sentence = refusal(simulate, workload, settings(cpu_kv_tokens=-5, step_times=times))
+        assert "cpu_kv_tokens=-5: must be 0 or at least a block of 16" in sentence
+
     def test_a_trace_is_served_by_a_fleet(self, tmp_path):
         path = tmp_path / "trace.jsonl"
         rows = [
@@ -358,6 +378,8 @@ class TestVerb:
             ([*ARGUMENTS, "--rate", "1", "--kv-tokens", "9"], "--kv-tokens 9: must be at least 16, one KV block"),
             ([*ARGUMENTS, "--rate", "1", "--kv-tokens", "64"], "longest request has 200 tokens: must be at most 65"),
             ([*ARGUMENTS, "--rate", "1", "--num-blocks", "1", "--kv-tokens", "1"], "give one of them"),
+            ([*ARGUMENTS, "--rate", "1", "--eviction", "lfu"], "eviction='lfu': must be one of lru, cost"),
+            ([*ARGUMENTS, "--rate", "1", "--cpu-kv-tokens", "3"], "cpu_kv_tokens=3: must be 0 or at least a block"),
             ([*ARGUMENTS, "--trace", "x.csv"], "--num-requests describes made-up requests"),
         ],
     )

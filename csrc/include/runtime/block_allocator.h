@@ -33,10 +33,17 @@ class BlockRef {
   BlockId id_;
 };
 
-// Told when a free block whose content is cached is about to be handed out for something else.
+// Told what happens to cached blocks, and asked which of them goes first.
 class EvictionListener {
  public:
+  // The content of a free block is about to be overwritten.
   virtual void OnEvict(BlockId block) = 0;
+  // Which cached block to hand out when no other is free. `oldest` is the free block whose last
+  // owner left first.
+  virtual BlockId Victim(BlockId oldest) { return oldest; }
+  // A cached block lost its last owner; one that had lost it is shared again.
+  virtual void OnFree(BlockId) {}
+  virtual void OnShare(BlockId) {}
 
  protected:
   ~EvictionListener() = default;
@@ -47,7 +54,8 @@ class EvictionListener {
 //
 // A block is free when nobody owns it. A free block may still be cached (an index can find its
 // content): it then waits at the back of the free list, so blocks without content go first and
-// cached ones in the order of their release. Not thread-safe: only the scheduler's thread calls it.
+// cached ones in the order of their release, unless the listener picks another. Not thread-safe:
+// only the scheduler's thread calls it.
 class BlockAllocator {
  public:
   explicit BlockAllocator(std::int32_t num_blocks);

@@ -25,7 +25,7 @@ struct StepResult {
   std::vector<TokenId> stop_ids;              // the stop token that ended it; -1: eos, or none did
   std::vector<std::int32_t> num_cached;       // prefix hit in tokens; on the last entry, else 0
   std::vector<std::int32_t> num_preemptions;  // likewise
-  std::vector<RequestId> started;             // requests whose first row was in this step
+  std::vector<RequestId> started;             // requests that this step's plan took from the queue
 };
 
 struct SchedulerStats {
@@ -37,8 +37,19 @@ struct SchedulerStats {
   std::int32_t num_free_blocks = 0;  // cached ones that nobody holds included
   std::int32_t num_cached_blocks = 0;
   std::int64_t num_steps = 0;
-  std::int64_t num_prompt_tokens = 0;  // of requests that started
-  std::int64_t num_cached_tokens = 0;  // of those, found in the prefix cache
+  std::int32_t num_pinned_blocks = 0;
+  std::int32_t num_host_blocks = 0;         // of the CPU tier
+  std::int32_t num_cached_host_blocks = 0;  // of those, with content
+  std::int32_t num_transfers = 0;           // requests whose blocks are being copied
+  std::int64_t num_prompt_tokens = 0;       // of requests that started
+  std::int64_t num_cached_tokens = 0;       // of those, found in the prefix cache, or on the host
+  std::int64_t num_prefix_queries = 0;      // requests that started
+  std::int64_t num_prefix_hits = 0;         // of those, with cached tokens
+  std::int64_t num_evictions = 0;           // cached blocks given up on the device,
+  std::int64_t num_host_evictions = 0;      // and on the host
+  std::int64_t num_stored_blocks = 0;       // copied to the host
+  std::int64_t num_loaded_blocks = 0;       // copied from it
+  std::int64_t num_swaps = 0;               // preemptions that copied the request's blocks first
   std::int64_t num_output_tokens = 0;
   std::int64_t num_recomputed_tokens = 0;  // computed again after a preemption
   std::int64_t num_preemptions = 0;
@@ -56,12 +67,21 @@ struct SubmitOptions {
   std::int32_t true_output_len = 0;  // what only a simulation knows, for AdmissionMode::kOracle
 };
 
+// Cached blocks that are kept. `id` is -1 and `num_tokens` 0 when nothing of the prompt is cached.
+struct PinnedPrefix {
+  std::int64_t id = -1;
+  std::int32_t num_tokens = 0;
+};
+
 // Decides, step by step, which requests advance by how many tokens, and keeps the KV blocks.
 //
 // Continuous batching under one token budget per step: decodes first, then prefill chunks, then new
 // requests in the order of the configured policy. When blocks run out a running request is
-// preempted and later recomputed. Its state is a function of its configuration and of the calls
-// made to it.
+// preempted; what the prefix cache or the CPU tier still has of it later is not computed again. Its
+// state is a function of its configuration and of the calls made to it.
+//
+// With a CPU tier (num_host_blocks) plans carry copies of blocks. They wait for no step, no step
+// waits for them, and each plan that has any is answered by one TransferDone.
 //
 // When memory runs out, Submit, Abort, Stop and ResetPrefixCache throw std::bad_alloc and have done
 // nothing. After Schedule, Update or TakeEvents threw it, or an InvariantError, the scheduler can
@@ -94,6 +114,14 @@ class Scheduler {
   // Forgets cached prefixes before the next step; requests that run keep their blocks.
   void ResetPrefixCache();
 
+  // Keeps the cached blocks of the longest prefix of `tokens` under `salt` until Unpin,
+  // ResetPrefixCache, or a request that could never run beside them. Blocks on the host are not
+  // pinned. Throws CapacityError when pinned prefixes would hold more than max_pinned_share of the
+  // blocks, each of its blocks counted, or blocks that a request was promised.
+  PinnedPrefix Pin(std::span<const TokenId> tokens, const std::string& salt = "");
+  // Whether it was still pinned.
+  bool Unpin(std::int64_t id);
+
   // Writes an event log to `path` from now on, which runtime::Replay (runtime/event_log.h) takes:
   // lengths and hashes, neither token ids nor request ids. Before the first request. Throws
   // ConfigError when it cannot be written.
@@ -111,6 +139,8 @@ class Scheduler {
   // (ignored for rows without the SAMPLE flag; an id outside the vocabulary ends its request with
   // kError). The result is valid until the next call of Update or TakeEvents.
   const StepResult& Update(std::int32_t step, std::span<const TokenId> token_ids);
+  // The copies in the plan of `step` are done. Any time after that plan, in any order.
+  void TransferDone(std::int32_t step);
   // What no step in flight will bring: requests that ended while they waited.
   const StepResult& TakeEvents();
 

@@ -19,6 +19,10 @@ enum class SchedulingPolicy : std::uint8_t { kFcfs, kPriority, kFair };
 // ones.
 enum class AdmissionMode : std::uint8_t { kNone, kMaxTokens, kPastFuture, kOracle };
 
+// Which cached block is given up first: the least recently used, or the one that is worth least
+// (time to compute it again x uses). Leaves always go before their prefixes.
+enum class EvictionPolicy : std::uint8_t { kLru, kCost };
+
 struct SchedulerConfig {
   std::int32_t max_num_seqs = 256;             // requests in one step
   std::int32_t max_num_batched_tokens = 8192;  // tokens in one step, decodes and prefill chunks
@@ -48,6 +52,15 @@ struct SchedulerConfig {
   // it.
   double target_itl_ms = 0.0;  // 0: off
   StepTimeModel step_time;     // needed with a target
+
+  EvictionPolicy eviction = EvictionPolicy::kLru;
+  double max_pinned_share = 0.5;     // of the blocks, that pinned prefixes may hold
+  std::int32_t num_host_blocks = 0;  // of the CPU tier; 0: there is none
+  // What decides between copying KV and computing it again. The defaults are those of an 8B model
+  // in 16 bits with blocks of 16 tokens on a GPU of 400 TFLOP/s behind a link of 42 GB/s.
+  double recompute_token_s = 40e-6;   // seconds to compute a token's KV,
+  double recompute_context_s = 1e-9;  // and more of them for each token of its context
+  double transfer_block_s = 50e-6;    // seconds to copy a block to the host or back
 
   std::int32_t max_num_blocks_per_seq() const {
     return (max_model_len + block_size - 1) / block_size;

@@ -78,8 +78,12 @@ inline constexpr std::int32_t kSampleAllowed = 32;
 inline constexpr std::int32_t kSampleMinTokens = 64;
 inline constexpr std::int32_t kSampleScore = 128;
 
-// copies: kind, source, destination.
+// copies: kind, source block, destination block. They touch nothing that a step in flight reads or
+// writes, so they may start at once and end at any time; see Scheduler::TransferDone. A plan
+// without rows carries copies alone.
 inline constexpr std::int32_t kCopyWords = 3;
+inline constexpr std::int32_t kCopyToHost = 1;    // device block to host block
+inline constexpr std::int32_t kCopyFromHost = 2;  // host block to device block
 
 inline constexpr std::int32_t kMaxMaskedIds = 64;
 

@@ -86,6 +86,24 @@ def _step(scheduler: _core.Scheduler, plans: list[np.ndarray[Any, Any]]) -> floa
     return elapsed
 
 
+def measure_prefix_hit(prompt_len: int = 8192, *, num_requests: int = 200) -> dict[str, Any]:
+    """Microseconds from `submit` to the plan of a prompt whose full blocks but the last are all cached: the median."""
+    config = _core.SchedulerConfig(1, 8192, BLOCK_SIZE, prompt_len + 256, VOCAB_SIZE)
+    scheduler, plans = _with_plans(config, 2 * (prompt_len // BLOCK_SIZE + 16))
+    params = _core.RequestParams(temperature=0.0, max_tokens=1)
+    prompt = np.random.default_rng(0).integers(0, VOCAB_SIZE, prompt_len, dtype=np.int32)
+    times_us: list[float] = []
+    for request_id in range(num_requests + 1):
+        begin = time.perf_counter()
+        scheduler.submit(request_id, prompt, params)
+        buffer = scheduler.schedule()
+        times_us.append((time.perf_counter() - begin) * 1e6)
+        scheduler.update(int(plans[buffer][_STEP]), np.full(1, 7, dtype=np.int32))
+    stats = scheduler.stats()
+    assert stats.num_cached_tokens == num_requests * (prompt_len - BLOCK_SIZE), "every request but the first hits"
+    return {"in": prompt_len, "requests": num_requests, "prefix_hit_us": round(statistics.median(times_us[1:]), 2)}
+
+
 def _start(batch: int, prompt_len: int, num_steps: int) -> tuple[_core.Scheduler, list[np.ndarray[Any, Any]]]:
     max_model_len = prompt_len + num_steps + 256
     config = _core.SchedulerConfig(batch, max(8192, batch), BLOCK_SIZE, max_model_len, VOCAB_SIZE, admission="none")

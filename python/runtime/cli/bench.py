@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scheduler.add_argument("--steps", type=int, default=2000, help="steps")
     scheduler.add_argument("--calls", type=int, metavar="N", help="instead: what one call costs from Python, of N each")
     scheduler.add_argument("--event-log", metavar="FILE", help="record events and decisions meanwhile")
+    scheduler.add_argument("--prefix-hit", action="store_true", help="submit and plan a prompt that is cached instead")
+    scheduler.add_argument("--in", type=int, dest="input_len", default=8192, help="tokens of that prompt")
     admission = verbs.add_parser("admission", help="the modes of admission side by side, simulated")
     admission.add_argument("--num-requests", type=int, default=12000, help="of each workload")
     fairness = verbs.add_parser(
@@ -112,13 +114,19 @@ def _scheduler(args: argparse.Namespace) -> Iterator[Row]:
     from runtime.bench import scheduler, scheduler_calls
 
     if args.calls:
+        scenario: Row = {"scenario": "scheduler_calls"}
         found = scheduler_calls.measure(args.calls)
-        yield {"engine": "runtime", "scenario": "scheduler_calls", **found, **_environment("cpu")}
-        return
-    found = scheduler.measure(args.batch, num_steps=args.steps, event_log=args.event_log)
-    name = f"scheduler_b{args.batch}" + ("_recorded" if args.event_log else "")
-    found |= scheduler.measure_admission(args.batch)
-    yield {"engine": "runtime", "scenario": name, "batch": args.batch, **found, **_environment("cpu")}
+    elif args.prefix_hit:
+        if args.input_len <= scheduler.BLOCK_SIZE:
+            raise ConfigError(f"--in={args.input_len}: must be above a block of {scheduler.BLOCK_SIZE} tokens")
+        scenario = {"scenario": f"prefix_hit_{args.input_len}"}
+        found = scheduler.measure_prefix_hit(args.input_len)
+    else:
+        name = f"scheduler_b{args.batch}" + ("_recorded" if args.event_log else "")
+        scenario = {"scenario": name, "batch": args.batch}
+        found = scheduler.measure(args.batch, num_steps=args.steps, event_log=args.event_log)
+        found |= scheduler.measure_admission(args.batch)
+    yield {"engine": "runtime", **scenario, **found, **_environment("cpu")}
 
 
 def _admission(args: argparse.Namespace) -> Iterator[Row]:

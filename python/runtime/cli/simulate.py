@@ -37,6 +37,8 @@ _SETTING_FLAGS = (
     "max_num_batched_tokens",
     "block_size",
     "max_model_len",
+    "cpu_kv_tokens",
+    "cpu_bandwidth",
     "num_steps_in_flight",
     "num_replicas",
     "report_interval_s",
@@ -127,6 +129,7 @@ def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--kv-tokens", type=int, help="tokens that the KV pool of a replica holds")
     group.add_argument("--num-blocks", type=int, help="the same in blocks")
     group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help=" ")
+    group.add_argument("--eviction", default="lru", help="lru or cost: which cached block is given up first")
     group.add_argument("--policy", default="fcfs", help="fcfs, priority or fair: who goes first")
     group.add_argument(
         "--admission", default=defaults.admission, help="past_future, max_tokens, none or oracle: which requests start"
@@ -177,7 +180,7 @@ def _settings(args: argparse.Namespace, times: StepTimes) -> Settings:
         admission=args.admission,
         admission_reserve=args.admission_reserve,
         target_itl_ms=args.target_itl_ms,
-        scheduler_options={"policy": args.policy},
+        scheduler_options={"policy": args.policy, "eviction": args.eviction},
         **{name: getattr(args, name) for name in _SETTING_FLAGS},
     )
 
@@ -218,6 +221,8 @@ def _scenario(args: argparse.Namespace, times: StepTimes) -> dict[str, Any]:
         "admission",
         "admission_reserve",
         "target_itl_ms",
+        "eviction",
+        "cpu_kv_tokens",
         "num_replicas",
         "router",
         *_WORKLOAD_FLAGS,

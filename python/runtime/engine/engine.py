@@ -22,14 +22,22 @@ from runtime.engine.loading import LoadedModel, load_model
 from runtime.engine.memory_use import Memory
 from runtime.engine.model_runner import ModelRunner, Step
 from runtime.engine.output_processor import OutputProcessor
+from runtime.engine.pinned_prefix import PinnedPrefix
 from runtime.engine.request import Completion, RequestHandle
 from runtime.engine.submission import SubmitOptions
-from runtime.errors import DeadlineExceeded, EngineDeadError, InvalidRequestError, RequestAborted, for_this_caller
+from runtime.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    EngineDeadError,
+    InvalidRequestError,
+    RequestAborted,
+    for_this_caller,
+)
 from runtime.log import get_logger
+from runtime.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from runtime import _core
-    from runtime.sampling_params import SamplingParams
     from runtime.tokenizer import Tokenizer
 
 logger = get_logger(__name__)
@@ -37,6 +45,7 @@ logger = get_logger(__name__)
 _ONE_THREAD_BYTES = 64 << 20
 _IDLE_WAIT_S = 1.0
 _CLOSE_TIMEOUT_S = 10.0
+_COPY_POLL_S = 50e-6
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,20 @@ class Engine:
     def reset_prefix_cache(self) -> None:
         """Forgets all cached prefixes."""
         self.call(self._scheduler.reset_prefix_cache)
+
+    def pin_prefix(self, prompt: str | None, prompt_token_ids: Sequence[int], cache_salt: str = "") -> PinnedPrefix:
+        """Computes a prompt and keeps its full blocks.
+
+        Raises:
+            ConfigError, CapacityError, InvalidRequestError, EngineDeadError, RequestAborted
+        """
+        if not self.config.enable_prefix_caching:
+            raise ConfigError("pin_prefix needs a prefix cache", hint="enable_prefix_caching=True")
+        params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
+        self.submit(prompt, prompt_token_ids, params, SubmitOptions(cache_salt=cache_salt)).result()
+        scheduler = self._scheduler
+        pin_id, num_tokens = self.call(lambda: scheduler.pin(prompt_token_ids, cache_salt=cache_salt))
+        return PinnedPrefix(num_tokens, lambda: bool(self.call(lambda: scheduler.unpin(pin_id))))
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Runs a function in the engine thread, between two steps; returns its result."""
@@ -299,6 +322,7 @@ class Engine:
             if self._commands:
                 self._run_commands()
             self._expire()
+            self._finish_copies()
             self._launch(in_flight)
             if retired is not None:
                 self._outputs.process(*retired)
@@ -311,10 +335,22 @@ class Engine:
                     retired = None
             else:
                 self._outputs.process(self._scheduler.take_events(), None)
-                self._busy_since = None
-                self._scheduler.wait(_IDLE_WAIT_S)
+                self._wait()
         for step in in_flight:  # it still writes what is freed next
             step.wait(self._step_timeout_s)
+        self._runner.wait_for_copies(self._step_timeout_s)
+
+    def _wait(self) -> None:
+        """Nothing can run before somebody asks, or a copy is done."""
+        if self._runner.is_copying:
+            time.sleep(_COPY_POLL_S)  # a copy that hangs is seen as a step that does
+        else:
+            self._busy_since = None
+            self._scheduler.wait(_IDLE_WAIT_S)
+
+    def _finish_copies(self) -> None:
+        for step in self._runner.take_done_copies():
+            self._scheduler.transfer_done(step)
 
     def _retire(self, step: Step) -> _core.StepResult:
         step.wait(self._step_timeout_s)

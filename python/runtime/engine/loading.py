@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from runtime import _core
 from runtime.basemodel import TpPartBaseModel, model_class_of
@@ -13,11 +14,16 @@ from runtime.engine.memory_needs import model_options, scheduler_config
 from runtime.engine.memory_plan import MemoryPlan, plan_memory
 from runtime.engine.memory_use import MemoryMeter
 from runtime.engine.model_runner import ModelRunner
+from runtime.errors import CapacityError
 from runtime.loader import read_config
 from runtime.log import get_logger
 from runtime.tokenizer import Tokenizer, read_eos_token_ids
 
 logger = get_logger(__name__)
+
+# operations a second of a prefill, and bytes a second between device and host: orders of magnitude, for _kv_costs
+_FLOPS = {"cpu": 5e10, "cuda": 4e14}
+_LINK_BYTES_PER_S = 2.5e10
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,21 @@ class LoadedModel:
     def max_model_len(self) -> int:
         return self.model.max_model_len
 
+    @property
+    def num_host_blocks(self) -> int:
+        """KV blocks of the CPU tier.
+
+        Raises:
+            CapacityError: cpu_kv_bytes does not hold one.
+        """
+        wanted, block_bytes = self.config.cpu_kv_bytes, _block_bytes(self.model)
+        if 0 < wanted < block_bytes:
+            raise CapacityError(
+                f"cpu_kv_bytes={wanted}: a block of {self.config.block_size} tokens needs {block_bytes} bytes",
+                hint="raise cpu_kv_bytes, or 0: no CPU tier",
+            )
+        return wanted // block_bytes
+
     def make_scheduler(self, *, num_steps_in_flight: int, preempt_every: int) -> _core.Scheduler:
         """The scheduler over this model's KV blocks; from now the only one that gives them out."""
         config = self.config
@@ -50,6 +71,9 @@ class LoadedModel:
             seed=config.seed,
             policy=config.scheduling_policy,
             admission=config.admission,
+            eviction=config.eviction,
+            num_host_blocks=self.num_host_blocks,
+            **_kv_costs(self.model),
         )
         allocator = self.model.mem_manager.allocator
         assert allocator is not None, "rank 0 holds the allocator"
@@ -65,6 +89,7 @@ class LoadedModel:
             max_num_batched_tokens=self.config.resolve_num_batched_tokens(self.model.device.type),
             num_plan_buffers=num_plan_buffers,
             plan_capacity=plan_capacity,
+            num_host_blocks=self.num_host_blocks,
             enforce_eager=self.config.enforce_eager,
         )
 
@@ -97,3 +122,19 @@ def load_model(config: EngineConfig, device: str) -> LoadedModel:
     meter.mark("loaded")
     eos_token_ids = [i for i in read_eos_token_ids(config.model_dir) if i < model.vocab_size]
     return LoadedModel(config, model, tokenizer, eos_token_ids, plan, meter)
+
+
+def _kv_costs(model: TpPartBaseModel) -> dict[str, Any]:
+    """Seconds, at the rates above, that the scheduler weighs against each other: computing KV again, and copying it."""
+    flops = _FLOPS[model.device.type]
+    sizes = model.config
+    attention = 4 * sizes["num_hidden_layers"] * sizes["hidden_size"]  # operations for each token of context
+    return {
+        "recompute_token_s": min(2 * model.memory.weight_bytes / model.dtype.itemsize / flops, 1.0),
+        "recompute_context_s": min(attention / flops, 1e-5),
+        "transfer_block_s": min(_block_bytes(model) / _LINK_BYTES_PER_S, 10.0),
+    }
+
+
+def _block_bytes(model: TpPartBaseModel) -> int:
+    return int(model.memory.kv_bytes_per_token * model.block_size)

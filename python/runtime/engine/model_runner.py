@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from runtime.engine.cuda_graphs import DecodeGraphs
+from runtime.engine.kv_tier import make_tier
 from runtime.engine.scoring import ScoredRow, Scorer
 from runtime.engine.transfers import CudaTransfers, HostTransfers, Transfers, plan_buffers
 from runtime.engine.warm_up import WarmUpStep, warm_up_steps
@@ -74,6 +75,7 @@ class ModelRunner:
 
     Args:
         num_plan_buffers, plan_capacity: how many StepPlans may exist at once, and the words of each.
+        num_host_blocks: KV blocks of the CPU tier.
         enforce_eager: no CUDA graphs.
     """
 
@@ -85,6 +87,7 @@ class ModelRunner:
         max_num_batched_tokens: int,
         num_plan_buffers: int,
         plan_capacity: int,
+        num_host_blocks: int = 0,
         enforce_eager: bool = False,
     ) -> None:
         self.model = model
@@ -114,6 +117,7 @@ class ModelRunner:
             )
         else:
             self._transfers = HostTransfers(num_plan_buffers, plan_capacity, max_num_seqs)
+        self._tier = make_tier(model.mem_manager.kv_cache, num_host_blocks)
         self._graphs = None if enforce_eager else self.make_graphs()
 
     @property
@@ -163,6 +167,9 @@ class ModelRunner:
         words = self._transfers.words[buffer]
         header = words[: sp.HEADER_WORDS].tolist()
         num_rows, greedy_only = header[sp.NUM_ROWS], bool(header[sp.STEP_FLAGS] & sp.STEP_GREEDY_ONLY)
+        self._start_copies(words, header)
+        if num_rows == 0:  # copies alone
+            return Step(header, self._transfers.host_outputs(buffer))
         self.prepare(self._transfers.upload(buffer, header[sp.NUM_WORDS]))
         self._scorer.apply(words, header)
         step = Step(header, self._transfers.host_outputs(buffer))
@@ -173,6 +180,30 @@ class ModelRunner:
             self.sample(logits, self._transfers.device_outputs(buffer), greedy_only=greedy_only)
         step.event = self._transfers.download(buffer, header)
         return step
+
+    def _start_copies(self, words: Words, header: list[int]) -> None:
+        offset, count = header[sp.COPIES], header[sp.COPIES + 1]
+        if count:
+            assert self._tier is not None, "only a scheduler with host blocks plans copies"
+            copies = words[offset : offset + count * sp.COPY_WORDS].reshape(count, sp.COPY_WORDS)
+            self._tier.start(header[sp.STEP], copies)
+
+    def take_done_copies(self) -> list[int]:
+        """Steps whose copies have finished since the last call."""
+        return [] if self._tier is None else self._tier.take_done()
+
+    @property
+    def is_copying(self) -> bool:
+        return self._tier is not None and self._tier.is_busy
+
+    def wait_for_copies(self, timeout_s: float) -> None:
+        """Returns once no copy is under way."""
+        deadline = time.monotonic() + timeout_s
+        while self.is_copying:
+            self.take_done_copies()
+            if time.monotonic() > deadline:
+                raise EngineDeadError(f"copies of KV blocks did not finish within step_timeout={timeout_s} s")
+            time.sleep(_POLL_S)
 
     def prepare(self, plan: torch.Tensor) -> None:
         ops.prepare_step(plan, self.rows, self.inputs)

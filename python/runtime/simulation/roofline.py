@@ -180,6 +180,7 @@ def roofline(
         host_s=device.host_s,
         source=f"roofline of {Path(model_dir).resolve().name}, tp {tp}",
         kv_tokens=max(kv_tokens(model_dir, device, tp=tp, weight_bytes=weight_bytes, kv_bytes=kv_bytes), 0),
+        kv_bytes_per_token=shape.kv_bytes(tp, kv_bytes),
     )
 
 

@@ -29,6 +29,8 @@ class Settings:
     Args:
         step_times: of its device.
         num_blocks: of the KV pool of one replica; None: as many as `step_times` says fit.
+        cpu_kv_tokens: tokens that its CPU tier holds; 0: there is none.
+        cpu_bandwidth: bytes a second between device and CPU tier.
         num_steps_in_flight: 2 plans a step while the one before runs, as the engine does; 1 does not.
         admission: which requests start; "oracle" knows the true lengths.
         admission_reserve: share of the blocks that a predicted peak leaves free; None: the scheduler's own.
@@ -47,6 +49,8 @@ class Settings:
     block_size: int = 16
     max_model_len: int = 16384
     enable_prefix_caching: bool = True
+    cpu_kv_tokens: int = 0
+    cpu_bandwidth: float = 2.5e10
     num_steps_in_flight: int = 2
     admission: str = "past_future"
     admission_reserve: float | None = None
@@ -69,7 +73,8 @@ class Settings:
             if self.step_times.kv_tokens is None:
                 raise ConfigError("the size of the KV pool is not known", hint="give --kv-tokens or --num-blocks")
             num_blocks = self.step_times.kv_tokens // self.block_size
-        options = dict(self.scheduler_options)
+        options = self.step_times.recompute_costs() | (self._tier() if self.cpu_kv_tokens else {})
+        options |= self.scheduler_options
         if self.admission_reserve is not None:
             options["admission_reserve"] = self.admission_reserve
         if self.target_itl_ms:
@@ -86,6 +91,20 @@ class Settings:
             **options,
         )
         return _core.ReplicaConfig(scheduler, num_blocks, self.step_times.model(), event_log=self.event_log or "")
+
+    def _tier(self) -> dict[str, Any]:
+        kv_bytes = self.step_times.kv_bytes_per_token
+        if kv_bytes is None:
+            raise ConfigError(
+                "cpu_kv_tokens: how many bytes a token's KV has is not known",
+                hint="kv_bytes_per_token in the calibration file says it",
+            )
+        if self.cpu_kv_tokens < self.block_size:
+            raise ConfigError(f"cpu_kv_tokens={self.cpu_kv_tokens}: must be 0 or at least a block of {self.block_size}")
+        if not self.cpu_bandwidth > 0:
+            raise ConfigError(f"cpu_bandwidth={self.cpu_bandwidth:g}: must be above 0 bytes a second")
+        transfer_s = kv_bytes * self.block_size / self.cpu_bandwidth
+        return {"num_host_blocks": self.cpu_kv_tokens // self.block_size, "transfer_block_s": transfer_s}
 
     def fleet(self) -> _core.FleetConfig:
         return _core.FleetConfig(
@@ -178,6 +197,10 @@ def _figures(result: _core.SimulationResult, slo: Slo) -> dict[str, Any]:
         "kv_held_share_queued": result.held_share_queued,
         "kv_cached_share": result.cached_share,
         "preemptions": totals.num_preemptions,
+        "swaps": totals.num_swaps,
+        "evicted_blocks": totals.num_evictions,
+        "stored_blocks": totals.num_stored_blocks,
+        "loaded_blocks": totals.num_loaded_blocks,
         "computed_tokens": result.num_scheduled_tokens,
         "recomputed_tokens": totals.num_recomputed_tokens,
         "recomputed_share": totals.num_recomputed_tokens / computed,

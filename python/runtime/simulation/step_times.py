@@ -13,6 +13,7 @@ from runtime import _core
 from runtime.errors import ConfigError, shorten
 
 CALIBRATION_VERSION = 1
+_PREFILL_CHUNK = 4096
 _COEFFICIENTS = ("decode_tile_s", "prefill_tile_s", "host_s", "row_s")
 
 
@@ -27,6 +28,7 @@ class StepTimes:
         host_s, row_s: of the host, for each step and for each row.
         source: where the figures come from, in words.
         kv_tokens: tokens that the KV pool of this model on this device holds; None: not known.
+        kv_bytes_per_token: of that pool; None: not known.
     """
 
     buckets: tuple[tuple[int, float, float, float], ...]
@@ -37,6 +39,7 @@ class StepTimes:
     row_s: float = 0.0
     source: str = ""
     kv_tokens: int | None = None
+    kv_bytes_per_token: float | None = None
 
     def model(self) -> _core.StepTimeModel:
         """The compiled form.
@@ -46,6 +49,14 @@ class StepTimes:
         """
         coefficients = {name: getattr(self, name) for name in _COEFFICIENTS}
         return _core.StepTimeModel(buckets=self.buckets, max_graph_rows=self.max_graph_rows, **coefficients)
+
+    def recompute_costs(self) -> dict[str, float]:
+        """Arguments of `_core.SchedulerConfig`: seconds to compute a token's KV, and more for each token of context."""
+        # of one token in a large prefill, where the weights are read once for many
+        chunk = _core.StepFeatures(1, 0, _PREFILL_CHUNK, 0, 0)
+        token_s = self.model().seconds(chunk) / _PREFILL_CHUNK
+        context_s = self.prefill_tile_s / _core.StepFeatures.TILE_LEN**2
+        return {"recompute_token_s": min(token_s, 1.0), "recompute_context_s": min(context_s, 1e-5)}
 
     def save(self, path: str | Path) -> None:
         content = {"version": CALIBRATION_VERSION, **dataclasses.asdict(self)}
@@ -105,6 +116,8 @@ def _check_numbers(path: str | Path, times: StepTimes) -> None:
     for name in _COEFFICIENTS:
         if not _is_number(getattr(times, name)):
             raise ConfigError(f"{path}: {name}={shorten(getattr(times, name))}: must be a number of seconds")
+    if not (times.kv_bytes_per_token is None or _is_number(times.kv_bytes_per_token)):
+        raise ConfigError(f"{path}: kv_bytes_per_token={shorten(times.kv_bytes_per_token)}: must be a number")
     for name in ("max_graph_rows", "kv_tokens"):
         value = getattr(times, name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31):
