@@ -82,7 +82,9 @@ SchedulerConfig MakeConfig(
     bool constant_block_hash, const std::string& policy, double priority_ageing_s,
     std::map<std::string, double> tenant_weights, double prompt_token_weight,
     double output_token_weight, const std::string& admission, double admission_reserve,
-    std::int32_t length_window, double target_itl_ms, std::optional<StepTimeModel> step_time) {
+    std::int32_t length_window, double target_itl_ms, std::optional<StepTimeModel> step_time,
+    const std::string& eviction, double max_pinned_share, std::int32_t num_host_blocks,
+    double recompute_token_s, double recompute_context_s, double transfer_block_s) {
   SchedulerConfig config;
   config.max_num_seqs = max_num_seqs;
   config.max_num_batched_tokens = max_num_batched_tokens;
@@ -156,7 +158,11 @@ void BindConfig(py::module_& m) {
            "output_token_weight"_a = defaults.output_token_weight, "admission"_a = "past_future",
            "admission_reserve"_a = defaults.admission_reserve,
            "length_window"_a = defaults.length_window, "target_itl_ms"_a = 0.0,
-           "step_time"_a = py::none())
+           "step_time"_a = py::none(), "eviction"_a = "lru",
+           "max_pinned_share"_a = defaults.max_pinned_share, "num_host_blocks"_a = 0,
+           "recompute_token_s"_a = defaults.recompute_token_s,
+           "recompute_context_s"_a = defaults.recompute_context_s,
+           "transfer_block_s"_a = defaults.transfer_block_s)
       .def_readonly("max_num_seqs", &SchedulerConfig::max_num_seqs)
       .def_readonly("max_num_batched_tokens", &SchedulerConfig::max_num_batched_tokens)
       .def_readonly("block_size", &SchedulerConfig::block_size)

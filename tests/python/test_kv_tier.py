@@ -14,7 +14,8 @@ from runtime.errors import CapacityError, ConfigError
 from runtime.kernels import step_plan as sp
 
 TO_HOST, FROM_HOST = sp.COPY_TO_HOST, sp.COPY_FROM_HOST
-SMALL = {"block_size": 4, "num_kv_blocks": 36, "max_model_len": 128, "deterministic": True}
+# what fits now starts, so that requests preempt each other
+SMALL = {"block_size": 4, "num_kv_blocks": 36, "max_model_len": 128, "deterministic": True, "admission": "none"}
 PROMPTS = [[2 + (7 * i + j) % 380 for j in range(20 + i)] for i in range(8)]
 PARAMS = [
     SamplingParams(temperature=(0.0, 0.8)[i % 2], seed=i, max_tokens=24, ignore_eos=True) for i in range(len(PROMPTS))
