@@ -278,6 +278,8 @@ class Engine:
             self._scheduler.stop_recording()
             del self._runner
             gc.collect()  # runner and graphs refer to each other: the model's memory goes now, not some day
+            if self.device == "cuda":
+                torch.cuda.empty_cache()  # for the next engine, which counts what the device has left
 
     def _start(self) -> None:
         begin = time.perf_counter()
