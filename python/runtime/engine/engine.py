@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-_ONE_THREAD_BYTES = 64 << 20
 _IDLE_WAIT_S = 1.0
 _CLOSE_TIMEOUT_S = 10.0
 _COPY_POLL_S = 50e-6
@@ -291,7 +290,7 @@ class Engine:
         logger.info("model loaded after %.1f s", time.perf_counter() - begin)
         self._describe(loaded)
         if self.device == "cpu":
-            torch.set_num_threads(_num_threads(loaded))
+            torch.set_num_threads(loaded.num_threads)
         self._max_in_flight = steps
         self._scheduler = loaded.make_scheduler(num_steps_in_flight=steps, preempt_every=knobs.preempt_every)
         with loaded.meter.guard(loaded.plan):
@@ -393,9 +392,3 @@ class Engine:
             since = self._busy_since
             if since is not None and time.monotonic() - since > self._step_timeout_s:
                 self._die(EngineDeadError(f"a step ran longer than step_timeout={self._step_timeout_s} s"))
-
-
-def _num_threads(loaded: LoadedModel) -> int:
-    """Of torch's operators, in the engine's thread. More than one only delays the operators of a small model."""
-    small = loaded.model.memory.weight_bytes < _ONE_THREAD_BYTES
-    return 1 if small else torch.get_num_threads()

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from runtime import _core
 from runtime.basemodel import TpPartBaseModel, model_class_of
 from runtime.config import EngineConfig
@@ -21,6 +23,7 @@ from runtime.tokenizer import Tokenizer, read_eos_token_ids
 
 logger = get_logger(__name__)
 
+_ONE_THREAD_BYTES = 64 << 20
 # operations a second of a prefill, and bytes a second between device and host: orders of magnitude, for _kv_costs
 _FLOPS = {"cpu": 5e10, "cuda": 4e14}
 _LINK_BYTES_PER_S = 2.5e10
@@ -40,6 +43,11 @@ class LoadedModel:
     @property
     def max_model_len(self) -> int:
         return self.model.max_model_len
+
+    @property
+    def num_threads(self) -> int:
+        """Of torch's operators, in the engine's thread. More than one only delays the operators of a small model."""
+        return 1 if self.model.memory.weight_bytes < _ONE_THREAD_BYTES else torch.get_num_threads()
 
     @property
     def num_host_blocks(self) -> int:
