@@ -22,8 +22,17 @@ void* Allocate(std::size_t size) {
 }  // namespace runtime::testing
 
 void* operator new(std::size_t size) { return runtime::testing::Allocate(size); }
+// What algorithms with a buffer that they can do without ask for.
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  try {
+    return runtime::testing::Allocate(size);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
 void* operator new[](std::size_t size) { return runtime::testing::Allocate(size); }
 void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
 void operator delete[](void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
