@@ -84,7 +84,7 @@ def context_attention_config(
     if dtype.itemsize == 4:
         return ContextAttentionConfig(query_tile=32, key_tile=key_tile, num_warps=4, num_stages=1)
     if launch.capability(device) < (9, 0):
-        query_tile, num_warps = (32, 4) if deterministic else (64, 8)
+        query_tile, num_warps = (32, 8) if deterministic else (64, 8)
     else:
         query_tile, num_warps = 64 if deterministic else 128, 8
     return ContextAttentionConfig(query_tile=query_tile, key_tile=key_tile, num_warps=num_warps, num_stages=2)
