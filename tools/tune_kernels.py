@@ -15,6 +15,7 @@ import importlib
 import itertools
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,11 @@ class Problem:
     @property
     def kind(self) -> str:
         return f"{self.op}_deterministic" if self.deterministic else self.op
+
+    @property
+    def bucket(self) -> str:
+        """Of linear: the rows that its key names."""
+        return self.key.removesuffix("_deterministic").rpartition("x")[2]
 
 
 @dataclass(frozen=True)
@@ -132,11 +138,16 @@ def _deterministic_configs(bucket: int, num_out: int, num_in: int) -> Iterator[t
     return iter(sorted(seen, key=str))
 
 
+# What decides a bucket, where not its largest number of rows alone: cuBLAS is slow at some that are no power of two.
+ROWS_OF_BUCKET = {128: (80, 96, 128), 256: (144, 208, 256)}
+
+
 def _linear_candidates(model: str) -> Iterator[Candidate]:
     weights = importlib.import_module("runtime.bench.kernel_cases").MODELS[model].weights
     for bucket, (_, num_out, num_in, _) in itertools.product((1, 16, 64, 256, 32, 128), weights):
-        problem = Problem("linear", f"{num_out}x{num_in}x{bucket}", model, (bucket, num_out, num_in))
-        yield from (Candidate(problem, config) for config in _linear_configs(bucket, num_out, num_in))
+        for num_rows in ROWS_OF_BUCKET.get(bucket, (bucket,)):
+            problem = Problem("linear", f"{num_out}x{num_in}x{bucket}", model, (num_rows, num_out, num_in))
+            yield from (Candidate(problem, config) for config in _linear_configs(bucket, num_out, num_in))
     for bucket, (_, num_out, num_in, _) in itertools.product((16, 64, 256, 8192, 32, 128), weights):
         if bucket == 8192 and num_out > 65536:  # an LM head never meets a prompt
             continue
@@ -157,10 +168,21 @@ def _token_attention_configs(deterministic: bool) -> Iterator[tuple[tuple[str, A
         yield tuple({**values, "min_share": min_share}.items())
 
 
+RAGGED = 1  # third number of a shape: the second is the mean of different lengths
+
+
+def _lengths(batch: int, length: int, ragged: int = 0) -> list[int]:
+    chosen = random.Random(0)
+    return [chosen.randint(length // 8, 2 * length - length // 8) if ragged else length for _ in range(batch)]
+
+
 def _attention_candidates(model: str) -> Iterator[Candidate]:
     cases = importlib.import_module("runtime.bench.kernel_cases")
     row_bytes = str(cases.MODELS[model].heads.head_dim * 2)
-    token_shapes = {"few": [(1, 1000), (8, 1000), (8, 7000)], "many": [(64, 1000), (256, 1000)]}
+    token_shapes: dict[str, list[tuple[int, ...]]] = {
+        "few": [(1, 1000), (8, 1000), (8, 7000)],
+        "many": [(64, 1000), (256, 1000), (256, 600, RAGGED)],
+    }
     for deterministic in (False, True):
         mode = "_deterministic" if deterministic else ""
         for size, shapes in token_shapes.items():
@@ -219,20 +241,21 @@ def _attention_sets(candidate: Candidate, device: Any, num_sets: int, num_new: i
 
     cases = importlib.import_module("runtime.bench.kernel_cases")
     heads = cases.MODELS[candidate.problem.model].heads
-    batch, length = candidate.problem.shape
+    lengths = _lengths(*candidate.problem.shape)
+    batch = len(lengths)
 
     def make() -> list[Any]:
         if device.type == "cuda":
             pool = cases.KvPool(heads, 4 << 30, cases.BLOCK_SIZE, torch.bfloat16, device)
-            return [pool.inputs([num_new] * batch, [length] * batch) for _ in range(num_sets)]
+            return [pool.inputs([num_new] * batch, lengths) for _ in range(num_sets)]
         # what a compilation sees: strides and alignment
         cache = torch.empty(2, heads.num_kv_heads, cases.BLOCK_SIZE, heads.head_dim, dtype=torch.bfloat16)
         ints = [torch.empty(n, dtype=torch.int32) for n in (batch, batch + 1, batch)]
-        b_loc = torch.empty(batch, -(-length // cases.BLOCK_SIZE), dtype=torch.int32)
+        b_loc = torch.empty(batch, -(-max(lengths) // cases.BLOCK_SIZE), dtype=torch.int32)
         q = torch.empty(batch * num_new, heads.num_heads, heads.head_dim, dtype=torch.bfloat16)
-        return [cases.AttentionInputs(q, cache, cache.clone(), (b_loc, *ints), num_new, length)]
+        return [cases.AttentionInputs(q, cache, cache.clone(), (b_loc, *ints), num_new, max(lengths))]
 
-    sets: list[Any] = _cached((candidate.problem.op, candidate.problem.model, batch, length, device), make)
+    sets: list[Any] = _cached((candidate.problem.op, candidate.problem.model, candidate.problem.shape, device), make)
     return sets
 
 
@@ -377,13 +400,13 @@ def main() -> int:
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton-cache"))
     check_kernels.make_importable()
-    rows_wanted = args.rows.split(",")
+    buckets = args.rows.split(",")
     candidates = [
         candidate
         for model in args.model.split(",")
         for candidate in itertools.chain(_attention_candidates(model), _linear_candidates(model))
         if candidate.problem.kind in args.only.split(",")
-        and not (args.rows and candidate.problem.op == "linear" and str(candidate.problem.shape[0]) not in rows_wanted)
+        and not (args.rows and candidate.problem.op == "linear" and candidate.problem.bucket not in buckets)
     ]
     import torch
 

@@ -91,6 +91,7 @@ def _attention_cases() -> list[Case]:
         ("16/8 heads of 128", (16, 8, 128), {}),
         ("32/32 heads of 128, alibi", (32, 32, 128), {"alibi_slopes": empty(32, dtype=FP32)}),
         ("14/2 heads of 64", (14, 2, 64), {}),
+        ("14/2 heads of 64, blocks of 64", (14, 2, 64), {"block_size": 64}),
         ("32/32 heads of 80", (32, 32, 80), {}),
         ("16/8 heads of 256, window, soft cap", (16, 8, 256), {"sliding_window": 4096, "soft_cap": 50.0}),
         ("32/8 heads of 128, fp32", (32, 8, 128), {"dtype": FP32}),
