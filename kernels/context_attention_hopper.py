@@ -274,7 +274,7 @@ def _context_attention_hopper_kernel(
     BATCH_TILE: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """A persistent grid over one line of tiles: a KV head and ROWS query rows each, as in `_context_attention_kernel`."""
+    """A persistent grid over one line of tiles: a KV head and ROWS query rows each, as in the Triton kernel."""
     TOKENS: gl.constexpr = ROWS // GROUP
     shape: gl.constexpr = [STAGES] + k_desc.block_shape
     k_buffers = gl.allocate_shared_memory(k_desc.dtype, shape, k_desc.layout)

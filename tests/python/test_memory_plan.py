@@ -82,7 +82,7 @@ def test_what_changes_the_plan():
     usual = plan(h200())
     assert plan(h200(), max_num_batched_tokens=2048).parts["activations"] < usual.parts["activations"] / 3
     assert plan(h200(), deterministic=True).parts["attention"] > 2 * GIB  # a partial for each 256 tokens of context
-    assert usual.parts["attention"] < 2 * MIB
+    assert usual.parts["attention"] < 3 * MIB
     assert plan(h200(), enforce_eager=True).graphs == 0 < usual.graphs
     assert plan(h200(used_bytes=20 * GIB)).kv_cache < usual.kv_cache - 19 * GIB
     assert plan(h200(), dtype="float32").weights == 2 * usual.weights
@@ -142,7 +142,7 @@ def test_tensors_count_while_they_live():
 @pytest.mark.parametrize(
     "device, arguments, error, sentence",
     [
-        ({"memory_bytes": 16 * GIB}, {}, CapacityError, "17.50 GiB are needed (weights 14.96,"),
+        ({"memory_bytes": 16 * GIB}, {}, CapacityError, "17.52 GiB are needed (weights 14.96,"),
         ({"memory_bytes": 16 * GIB}, {}, CapacityError, "no argument makes it fit; a device of 19.5 GiB would hold it"),
         ({"memory_bytes": 18 * GIB}, {}, CapacityError, "gpu_memory_utilization=0.98 would fit"),
         ({"memory_bytes": 18 * GIB, "used_bytes": 17 * GIB}, {}, CapacityError, "in use before 17.00"),

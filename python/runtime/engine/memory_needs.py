@@ -17,12 +17,13 @@ from runtime.config import EngineConfig
 from runtime.engine.cuda_graphs import batch_buckets
 from runtime.engine.device import Device, check_device
 from runtime.engine.device_bytes import DeviceBytes
+from runtime.engine.warm_up import SMALL_TENSORS_BYTES
 from runtime.kernels.attention_shapes import partials_size
 from runtime.kernels.step_state import RowState, SampleWorkspace, StepInputs, StepOutputs
 
 # Estimates of what no tensor shows, and what the comparison at start-up checks.
 _MODULE_BYTES = 160 << 20  # code that the driver loads as kernels are first launched, cuBLAS's included
-_PROGRAMS_PER_SM = 2  # of token attention, where no tile table says otherwise; a few MiB in all
+_PROGRAMS_PER_SM = 4  # of token attention, the most that a tile table has; a few MiB in all
 _GRAPH_BYTES_PER_LAYER = 64 << 10  # of one captured model, in the driver
 _SAMPLER_GRAPH_BYTES = 128 << 10
 
@@ -65,6 +66,7 @@ def memory_needs(config: EngineConfig, device: Device) -> Needs:
         return Needs(model, parts, 0)
     parts |= {"sampler": _sampler_bytes(model, config), "attention": _attention_bytes(model, config, device)}
     parts["cublas"], parts["modules"] = _cublas_bytes(device), _MODULE_BYTES
+    parts["small"] = SMALL_TENSORS_BYTES
     return Needs(model, parts, 0 if config.enforce_eager else _graph_bytes(model, config))
 
 

@@ -16,7 +16,7 @@ from runtime.engine.cuda_graphs import DecodeGraphs
 from runtime.engine.kv_tier import make_tier
 from runtime.engine.scoring import ScoredRow, Scorer
 from runtime.engine.transfers import CudaTransfers, HostTransfers, Transfers, plan_buffers
-from runtime.engine.warm_up import WarmUpStep, warm_up_steps
+from runtime.engine.warm_up import SMALL_TENSORS_BYTES, WarmUpStep, warm_up_steps
 from runtime.errors import EngineDeadError
 from runtime.kernels import ops
 from runtime.kernels import step_plan as sp
@@ -141,6 +141,9 @@ class ModelRunner:
         limits = self.max_num_seqs, self.max_num_batched_tokens
         for shape in warm_up_steps(*limits, with_decode=self._graphs is None):
             self.run_padding(shape)
+        size = 1 << 20
+        spare = [torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(SMALL_TENSORS_BYTES // size)]
+        del spare  # the allocator keeps it
 
     def run_padding(self, shape: WarmUpStep) -> None:
         """An eager step whose rows and tokens are all padding, sampled both ways."""

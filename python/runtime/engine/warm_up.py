@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 _MAX_FEW_ROWS = 256
 
+# Torch's allocator keeps tensors of up to a MiB in segments of their own. Steps whose tensors are just below that need
+# the most of them, and which steps these are depends on the model's widths: room for more than a step has at a time.
+SMALL_TENSORS_BYTES = 16 << 20
+
 
 @dataclass(frozen=True)
 class WarmUpStep:
