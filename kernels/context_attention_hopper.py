@@ -78,7 +78,8 @@ def _locate(ends, index, b_start_loc_ptr, b_seq_len_ptr, num_kv_heads, TOKENS: g
 
 @gluon.jit
 def _num_key_tiles(num_new, seq_len, first_token, TOKENS: gl.constexpr, TILE: gl.constexpr):
-    return (gl.minimum(seq_len - num_new + first_token + TOKENS, seq_len) + TILE - 1) // TILE
+    # at least one, whatever the arguments are: the partitions wait for each other
+    return gl.maximum((gl.minimum(seq_len - num_new + first_token + TOKENS, seq_len) + TILE - 1) // TILE, 1)
 
 
 @gluon.jit

@@ -279,7 +279,7 @@ def _write_inputs_kernel(
         tl.store(slot_mapping_ptr + at, tl.zeros([BLOCK], tl.int64), mask=padding)
     elif program >= num_rows:
         tl.store(b_row_ptr + program, max_rows - 1)
-        tl.store(b_seq_len_ptr + program, 1)
+        tl.store(b_seq_len_ptr + program, 0)
         tl.store(row_flags_ptr + program, 0)
         tl.store(b_start_loc_ptr + program + 1, num_tokens)
     else:

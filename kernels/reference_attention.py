@@ -206,7 +206,7 @@ def token_attention(
     deterministic: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Attention of one new token a row, q [batch, heads, head_dim], at position b_seq_len[i] - 1.
+    """Attention of one new token a row, q [batch, heads, head_dim], at position b_seq_len[i] - 1; 0 without context.
 
     The rest as `context_attention`. `max_len` is at least the longest context; with it on the host, nothing here waits
     for a GPU.
@@ -229,7 +229,7 @@ def token_attention(
 
     if q.device.type != "cpu":
         attend(slice(None), max_len)
-        return out
-    for rows in _groups_of_like_length(b_seq_len, kv_heads * head_dim):
-        attend(rows, int(b_seq_len[rows[-1]]))
-    return out
+    else:
+        for rows in _groups_of_like_length(b_seq_len, kv_heads * head_dim):
+            attend(rows, max(int(b_seq_len[rows[-1]]), 1))
+    return out.masked_fill_((b_seq_len == 0).view(-1, 1, 1), 0.0)

@@ -106,7 +106,7 @@ def _write_inputs(words: Words, rows: RowState, inputs: SimpleNamespace) -> None
     inputs.b_row[:num_rows] = row
     inputs.b_row[num_rows:] = len(rows.views.flags) - 1
     inputs.b_seq_len[:num_rows] = num_computed + num_scheduled
-    inputs.b_seq_len[num_rows:] = 1
+    inputs.b_seq_len[num_rows:] = 0
     inputs.row_flags[:num_rows] = flags
     inputs.row_flags[num_rows:] = 0
     inputs.b_start_loc[0] = 0

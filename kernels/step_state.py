@@ -120,7 +120,7 @@ class RowState(_Tensors):
 class StepInputs(_Tensors):
     """Inputs of one step, written by `prepare_step`.
 
-    Batch rows past the plan's are padding: `b_row = R - 1`, `b_seq_len = 1`, `row_flags = 0` and no tokens
+    Batch rows past the plan's are padding: `b_row = R - 1`, `b_seq_len = 0`, `row_flags = 0` and no tokens
     (`b_start_loc` is the number of tokens). Tokens past the plan's: id, position and slot 0.
     """
 
@@ -146,7 +146,7 @@ class StepInputs(_Tensors):
             slot_mapping=torch.zeros(num_tokens, dtype=torch.int64, device=device),
             b_row=ints(num_rows, max_num_seqs),
             b_start_loc=ints(num_rows + 1),
-            b_seq_len=ints(num_rows, 1),
+            b_seq_len=ints(num_rows),
             row_flags=ints(num_rows),
         )
 

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .attention_partials import reduce_at_once, reduce_in_order
 from .attention_shapes import DETERMINISTIC_SPLIT, batch_tile, default_key_tile, partials_size
 from .attention_tile import (
     MIN_SCORE,
@@ -14,7 +15,6 @@ from .attention_tile import (
     attend_range,
     finish_row_sum,
     load_block_ids,
-    merge_partial,
     start_row_sum,
     tensor_arguments,
 )
@@ -26,70 +26,10 @@ from .workspace import workspace
 
 
 @triton.jit
-def _reduce_in_order(acc_ptr, stat_ptr, slot, count, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr):
-    """Adds `count` partials from `slot` on, one after the other."""
-    group = tl.arange(0, ROWS)
-    dims = tl.arange(0, DIM)
-    in_group = group < GROUP
-    row_max = tl.full([ROWS], MIN_SCORE, tl.float32)
-    row_sum = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, DIM], tl.float32)
-    for i in range(count):
-        line = (slot + i).to(tl.int64) * GROUP + group
-        part_max = tl.load(stat_ptr + line * 2, mask=in_group, other=MIN_SCORE, cache_modifier=".cg")
-        part_sum = tl.load(stat_ptr + line * 2 + 1, mask=in_group, other=0.0, cache_modifier=".cg")
-        part = tl.load(
-            acc_ptr + line[:, None] * DIM + dims[None, :], mask=in_group[:, None], other=0.0, cache_modifier=".cg"
-        )
-        acc, row_max, row_sum = merge_partial(acc, row_max, row_sum, part, part_max, part_sum)
-    return acc, row_sum
-
-
-@triton.jit
-def _reduce_at_once(
-    acc_ptr,
-    stat_ptr,
-    first_program,
-    count,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    DIM: tl.constexpr,
-    PARTS: tl.constexpr,
+def _locate(
+    unit, ends, b_seq_len_ptr, sliding_window, HAS_WINDOW: tl.constexpr, UNIT: tl.constexpr, PAIR_UNITS: tl.constexpr
 ):
-    """Adds the partials of `count` programs, PARTS of them at a time.
-
-    The first program reached this pair of row and head last, the others reached it first.
-    """
-    group = tl.arange(0, ROWS)
-    dims = tl.arange(0, DIM)
-    parts = tl.arange(0, PARTS)
-    row_max = tl.full([ROWS], MIN_SCORE, tl.float32)
-    row_sum = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, DIM], tl.float32)
-    for i in range(0, count, PARTS):
-        slot = 2 * (first_program + i + parts) + tl.where(i + parts == 0, 1, 0)
-        line = slot.to(tl.int64)[:, None] * GROUP + group[None, :]
-        mask = (i + parts < count)[:, None] & (group < GROUP)[None, :]
-        part_max = tl.load(stat_ptr + line * 2, mask=mask, other=MIN_SCORE, cache_modifier=".cg")
-        part_sum = tl.load(stat_ptr + line * 2 + 1, mask=mask, other=0.0, cache_modifier=".cg")
-        part = tl.load(
-            acc_ptr + line[:, :, None] * DIM + dims[None, None, :],
-            mask=mask[:, :, None],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        new_max = tl.maximum(row_max, tl.max(part_max, 0))
-        weight = tl.exp2(part_max - new_max[None, :])
-        alpha = tl.exp2(row_max - new_max)
-        row_sum = row_sum * alpha + tl.sum(part_sum * weight, 0)
-        acc = acc * alpha[:, None] + tl.sum(part * weight[:, :, None], 0)
-        row_max = new_max
-    return acc, row_sum
-
-
-@triton.jit
-def _locate(unit, ends, b_seq_len_ptr, sliding_window, HAS_WINDOW: tl.constexpr, UNIT: tl.constexpr):
-    """Where a unit of work lies: (row, its length, its first unit that the window sees, head, units of the pair)."""
+    """Where a unit of work lies: row, its length, first unit that its window sees, head, start and stop of the pair."""
     passed = ends <= unit
     row = tl.sum(passed.to(tl.int32), 0)
     row_start = tl.max(tl.where(passed, ends, 0), 0)
@@ -97,7 +37,7 @@ def _locate(unit, ends, b_seq_len_ptr, sliding_window, HAS_WINDOW: tl.constexpr,
     first_unit = 0
     if HAS_WINDOW:
         first_unit = tl.maximum(seq_len - sliding_window, 0) // UNIT
-    row_units = tl.cdiv(seq_len, UNIT) - first_unit
+    row_units = tl.cdiv(seq_len, UNIT) - first_unit + PAIR_UNITS
     head = (unit - row_start) // row_units
     pair_start = row_start + head * row_units
     return row, seq_len, first_unit, head, pair_start, pair_start + row_units
@@ -173,14 +113,16 @@ def _token_attention_kernel(
     BATCH_TILE: tl.constexpr,
     KEY_TILE: tl.constexpr,
     UNIT: tl.constexpr,
+    PAIR_UNITS: tl.constexpr,
     MIN_SHARE: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
     """A persistent grid over equal shares of the work.
 
-    The work is one line of units: for each row, for each KV head, its context in units of UNIT tokens. A program
-    takes a run of units; a run that covers a pair of row and head whole writes the answer, others leave a
-    partial, and the program that arrives last at the pair adds the partials up.
+    The work is one line of units: for each row, for each KV head, its context in units of UNIT tokens, and PAIR_UNITS
+    empty ones that stand for what a pair of row and head costs whatever its length: without them the programs that
+    meet short rows are the last to end. A program takes a run of units; a run that covers a pair whole writes the
+    answer, others leave a partial, and the program that arrives last at the pair adds the partials up.
     """
     program = tl.program_id(0)
     rows = tl.arange(0, BATCH_TILE)
@@ -194,6 +136,7 @@ def _token_attention_kernel(
         starts = tl.load(b_start_loc_ptr + rows, mask=rows < batch, other=0)
         stops = tl.load(b_start_loc_ptr + rows + 1, mask=rows < batch, other=0)
         units = tl.where(stops - starts == 1, units, 0)
+    units += tl.where(units > 0, PAIR_UNITS, 0)
     ends = tl.cumsum(units, 0) * num_kv_heads
     total = tl.max(ends, 0)
     share = tl.maximum(tl.cdiv(total, tl.num_programs(0)), MIN_SHARE)
@@ -206,7 +149,7 @@ def _token_attention_kernel(
     if USE_PDL:
         if unit < stop:  # tables and KV cache, but for the newest token, are older than the kernel that makes q
             row, seq_len, first_unit, head, pair_start, _ = _locate(
-                unit, ends, b_seq_len_ptr, sliding_window, HAS_WINDOW, UNIT
+                unit, ends, b_seq_len_ptr, sliding_window, HAS_WINDOW, UNIT, PAIR_UNITS
             )
             table_ptr = b_loc_ptr + tl.load(b_row_ptr + row).to(tl.int64) * b_loc_stride
             start = (first_unit + unit - pair_start) * UNIT
@@ -224,82 +167,93 @@ def _token_attention_kernel(
 
     while unit < stop:
         row, seq_len, first_unit, head, pair_start, pair_stop = _locate(
-            unit, ends, b_seq_len_ptr, sliding_window, HAS_WINDOW, UNIT
+            unit, ends, b_seq_len_ptr, sliding_window, HAS_WINDOW, UNIT, PAIR_UNITS
         )
+        work_stop = pair_stop - PAIR_UNITS
         run_stop = tl.minimum(stop, pair_stop)
         if DETERMINISTIC:
             run_stop = unit + 1
-        token = row
-        if RAGGED:
-            token = tl.load(b_start_loc_ptr + row)
-        table_ptr = b_loc_ptr + tl.load(b_row_ptr + row).to(tl.int64) * b_loc_stride
+        if unit < work_stop:
+            token = row
+            if RAGGED:
+                token = tl.load(b_start_loc_ptr + row)
+            table_ptr = b_loc_ptr + tl.load(b_row_ptr + row).to(tl.int64) * b_loc_stride
 
-        q_heads = head * GROUP + group
-        q_ptrs = q_ptr + token.to(tl.int64) * q_stride_token + q_heads[:, None] * q_stride_head + dims[None, :]
-        q = tl.load(q_ptrs, mask=q_mask, other=0.0)
-        slopes = tl.zeros([ROWS], tl.float32)
-        if HAS_ALIBI:
-            slopes = tl.load(slopes_ptr + q_heads, mask=group < GROUP, other=0.0) * 1.4426950408889634
+            q_heads = head * GROUP + group
+            q_ptrs = q_ptr + token.to(tl.int64) * q_stride_token + q_heads[:, None] * q_stride_head + dims[None, :]
+            q = tl.load(q_ptrs, mask=q_mask, other=0.0)
+            slopes = tl.zeros([ROWS], tl.float32)
+            if HAS_ALIBI:
+                slopes = tl.load(slopes_ptr + q_heads, mask=group < GROUP, other=0.0) * 1.4426950408889634
 
-        query_pos = tl.full([ROWS], 0, tl.int32) + (seq_len - 1)
-        row_max = tl.full([ROWS], MIN_SCORE, tl.float32)
-        row_sum = start_row_sum(ROWS, DETERMINISTIC)
-        acc = tl.zeros([ROWS, DIM], tl.float32)
-        first_token = (first_unit + unit - pair_start) * UNIT
-        last_token = tl.minimum((first_unit + run_stop - pair_start) * UNIT, seq_len)
-        acc, row_max, row_sum = attend_range(
-            q, k_cache, v_cache, table_ptr, head, first_token, last_token, seq_len,
-            k_stride_block, k_stride_head, k_stride_token, v_stride_block, v_stride_head, v_stride_token,
-            acc, row_max, row_sum, query_pos, slopes, scale_log2, sliding_window, soft_cap,
-            HAS_ALIBI=HAS_ALIBI,
-            HAS_WINDOW=HAS_WINDOW,
-            HAS_SOFT_CAP=HAS_SOFT_CAP,
-            BOUNDED=True,
-            DETERMINISTIC=DETERMINISTIC,
-            PRECISION=PRECISION,
-            HEAD_DIM=HEAD_DIM,
-            DIM=DIM,
-            BLOCK_SIZE=BLOCK_SIZE,
-            KEY_TILE=KEY_TILE,
-            NUM_STAGES=NUM_STAGES,
-        )  # fmt: skip
-        row_sums = finish_row_sum(row_sum, DETERMINISTIC)
+            query_pos = tl.full([ROWS], 0, tl.int32) + (seq_len - 1)
+            row_max = tl.full([ROWS], MIN_SCORE, tl.float32)
+            row_sum = start_row_sum(ROWS, DETERMINISTIC)
+            acc = tl.zeros([ROWS, DIM], tl.float32)
+            first_token = (first_unit + unit - pair_start) * UNIT
+            last_token = tl.minimum((first_unit + run_stop - pair_start) * UNIT, seq_len)
+            acc, row_max, row_sum = attend_range(
+                q, k_cache, v_cache, table_ptr, head, first_token, last_token, seq_len,
+                k_stride_block, k_stride_head, k_stride_token, v_stride_block, v_stride_head, v_stride_token,
+                acc, row_max, row_sum, query_pos, slopes, scale_log2, sliding_window, soft_cap,
+                HAS_ALIBI=HAS_ALIBI,
+                HAS_WINDOW=HAS_WINDOW,
+                HAS_SOFT_CAP=HAS_SOFT_CAP,
+                BOUNDED=True,
+                DETERMINISTIC=DETERMINISTIC,
+                PRECISION=PRECISION,
+                HEAD_DIM=HEAD_DIM,
+                DIM=DIM,
+                BLOCK_SIZE=BLOCK_SIZE,
+                KEY_TILE=KEY_TILE,
+                NUM_STAGES=NUM_STAGES,
+            )  # fmt: skip
+            row_sums = finish_row_sum(row_sum, DETERMINISTIC)
 
-        out_row_ptr = out_ptr + token.to(tl.int64) * out_stride_token
-        if (unit == pair_start) & (run_stop == pair_stop):
-            out = acc / row_sums[:, None]
-            out_ptrs = out_row_ptr + q_heads[:, None] * out_stride_head + dims[None, :]
-            tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=q_mask)
-        else:
-            if DETERMINISTIC:
-                slot = unit
-                num_partials = pair_stop - pair_start
+            out_row_ptr = out_ptr + token.to(tl.int64) * out_stride_token
+            if (unit == pair_start) & (run_stop >= work_stop):
+                out = acc / row_sums[:, None]
+                out_ptrs = out_row_ptr + q_heads[:, None] * out_stride_head + dims[None, :]
+                tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=q_mask)
             else:
-                slot = 2 * program + (unit == pair_start).to(tl.int32)
-                num_partials = (pair_stop - 1) // share - pair_start // share + 1
-            line = slot.to(tl.int64) * GROUP + group
-            tl.store(stat_ptr + line * 2, row_max, mask=group < GROUP)
-            tl.store(stat_ptr + line * 2 + 1, row_sums, mask=group < GROUP)
-            tl.store(acc_ptr + line[:, None] * DIM + dims[None, :], acc, mask=(group < GROUP)[:, None])
-            tl.debug_barrier()  # every thread's stores come before the arrival is counted
-            arrived = tl.atomic_add(counter_ptr + row * num_kv_heads + head, 1, sem="acq_rel", scope="gpu")
-            if arrived == num_partials - 1:
-                tl.debug_barrier()
                 if DETERMINISTIC:
-                    total_acc, total_sum = _reduce_in_order(
-                        acc_ptr, stat_ptr, pair_start, num_partials, GROUP, REDUCE_ROWS, DIM
-                    )
+                    slot = unit
+                    num_partials = work_stop - pair_start
                 else:
-                    total_acc, total_sum = _reduce_at_once(
-                        acc_ptr, stat_ptr, pair_start // share, num_partials, GROUP, REDUCE_ROWS, DIM, REDUCE_PARTS
-                    )
-                lanes = tl.arange(0, REDUCE_ROWS)
-                out = total_acc / total_sum[:, None]
-                out_ptrs = out_row_ptr + (head * GROUP + lanes)[:, None] * out_stride_head + dims[None, :]
-                out_mask = (lanes < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-                tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=out_mask)
-                tl.store(counter_ptr + row * num_kv_heads + head, 0)
+                    slot = 2 * program + (unit == pair_start).to(tl.int32)
+                    num_partials = (work_stop - 1) // share - pair_start // share + 1
+                line = slot.to(tl.int64) * GROUP + group
+                tl.store(stat_ptr + line * 2, row_max, mask=group < GROUP)
+                tl.store(stat_ptr + line * 2 + 1, row_sums, mask=group < GROUP)
+                tl.store(acc_ptr + line[:, None] * DIM + dims[None, :], acc, mask=(group < GROUP)[:, None])
+                tl.debug_barrier()  # every thread's stores come before the arrival is counted
+                arrived = tl.atomic_add(counter_ptr + row * num_kv_heads + head, 1, sem="acq_rel", scope="gpu")
+                if arrived == num_partials - 1:
+                    tl.debug_barrier()
+                    if DETERMINISTIC:
+                        total_acc, total_sum = reduce_in_order(
+                            acc_ptr, stat_ptr, pair_start, num_partials, GROUP, REDUCE_ROWS, DIM
+                        )
+                    else:
+                        total_acc, total_sum = reduce_at_once(
+                            acc_ptr, stat_ptr, pair_start // share, num_partials, GROUP, REDUCE_ROWS, DIM, REDUCE_PARTS
+                        )
+                    lanes = tl.arange(0, REDUCE_ROWS)
+                    out = total_acc / total_sum[:, None]
+                    out_ptrs = out_row_ptr + (head * GROUP + lanes)[:, None] * out_stride_head + dims[None, :]
+                    out_mask = (lanes < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+                    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=out_mask)
+                    tl.store(counter_ptr + row * num_kv_heads + head, 0)
         unit = run_stop
+    if not RAGGED:  # padding
+        row = program
+        while row < batch:
+            if tl.load(b_seq_len_ptr + row) == 0:
+                for head in range(num_kv_heads):
+                    out_ptrs = out_ptr + row.to(tl.int64) * out_stride_token + dims[None, :]
+                    out_ptrs += (head * GROUP + group)[:, None] * out_stride_head
+                    tl.store(out_ptrs, tl.zeros([ROWS, DIM], out_ptr.dtype.element_ty), mask=q_mask)
+            row += tl.num_programs(0)
 
 
 def launch_token_attention(
@@ -353,6 +307,7 @@ def launch_token_attention(
         BATCH_TILE=batch_tile(batch),
         KEY_TILE=key_tile,
         UNIT=unit,
+        PAIR_UNITS=0 if scoring.deterministic else 1,
         MIN_SHARE=1 if scoring.deterministic else config.min_share,
         NUM_STAGES=config.num_stages,
         num_warps=config.num_warps,
@@ -385,7 +340,7 @@ def token_attention(
         k_cache, v_cache: `[num_blocks + 1, num_kv_heads, block_size, head_dim]`, block_size a power of two.
         b_loc: int32 `[rows, max_num_blocks_per_seq]`, block table.
         b_row: int32 `[batch]`, row of b_loc of each batch row.
-        b_seq_len: int32 `[batch]`, tokens of context, the new one included, at least 1.
+        b_seq_len: int32 `[batch]`, tokens of context, the new one included; 0: padding, whose output is 0.
         max_len: no b_seq_len is above it; sizes the workspace of deterministic mode.
         sm_scale: factor of the scores, above 0.
         alibi_slopes: float32 `[heads]` or None; bias `slope * key_position`.

@@ -43,7 +43,7 @@ def share(row: Row | None) -> str:
 
 def table(models: tuple[str, ...]) -> Iterator[str]:
     """One line for each measured scenario: the figure, its share of the device's limit, and the peer's."""
-    ours = [row for row in rows("gpu.jsonl") if "gap_p50_us" not in row]
+    ours = [row for row in rows("gpu.jsonl") if "gap_p50_us" not in row and "deterministic" not in row]
     peers = {(row["model"], row["scenario"]): row for row in rows("peers.jsonl")}
     devices = " and ".join(sorted({row["device"] for row in ours}))
     their_devices = " and ".join(sorted({row["device"] for row in peers.values()}))
@@ -66,9 +66,22 @@ def gaps() -> Iterator[str]:
             yield f"| {row['model']} | `{row['scenario']}` | {row['gap_p50_us']} us | {row['gap_p99_us']} us | {late} |"
 
 
+def deterministic() -> Iterator[str]:
+    """What `deterministic=True` costs in time."""
+    usual = {(row["model"], row["scenario"]): row for row in rows("gpu.jsonl") if "deterministic" not in row}
+    yield "| model | scenario | usual | deterministic | cost |"
+    yield "|---|---|---|---|---|"
+    for row in rows("gpu.jsonl"):
+        if "deterministic" in row:
+            other = usual[row["model"], row["scenario"]]
+            key = "tpot_ms" if "tpot_ms" in row else "s"
+            cost = f"{100 * (row[key] / other[key] - 1):.0f} %"
+            yield f"| {row['model']} | `{row['scenario']}` | {figure(other)} | {figure(row)} | {cost} |"
+
+
 def filled(page: str) -> str:
     """The page with what stands between the markers made anew."""
-    parts = {"gpu": table(MODELS), "gpu-short": table(IN_README), "gaps": gaps()}
+    parts = {"gpu": table(MODELS), "gpu-short": table(IN_README), "gaps": gaps(), "deterministic": deterministic()}
     for name, lines in parts.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"
         if start in page:

@@ -51,12 +51,13 @@ part_kernels() {
 part_bench() {
   local decode=decode_b1,decode_b8,decode_b64,decode_b256
   suite llama-3.1-8b "startup,$decode,decode_b8_long,prefill_16x4096,mixed_256,fixed_1024,prefix_512,decode_b256_gaps"
+  suite llama-3.1-8b "$decode,decode_b8_long,prefill_16x4096,mixed_256" --deterministic
   suite qwen3-0.6b "startup,$decode,mixed_256,fixed_1024,decode_b1_gaps"
   suite bloom-7b1 decode_b1,decode_b64,mixed_256,prefill_32x2048
 }
-suite() { # suite MODEL SCENARIOS: on random weights of the model's shapes
-  run "bench-$1" 400 python3 -m runtime bench suite --model "docs/benchmarks/configs/$1" --load-format dummy \
-    --scenarios "$2" --repeat "${REPEAT:-3}" --append "$out/bench.jsonl"
+suite() { # suite MODEL SCENARIOS [FLAG...]: on random weights of the model's shapes
+  run "bench-$1${3:-}" 400 python3 -m runtime bench suite --model "docs/benchmarks/configs/$1" --load-format dummy \
+    --scenarios "$2" --repeat "${REPEAT:-3}" --append "$out/bench.jsonl" "${@:3}"
 }
 
 for part in "${parts[@]}"; do "part_$part"; done

@@ -34,7 +34,7 @@ def test_decode_rows_take_their_last_token_and_prompts_come_from_the_host(prepar
     assert inputs.slot_mapping.tolist()[:9] == slots
     assert inputs.b_row.tolist() == [3, 0, 1, 4, 4]
     assert inputs.b_start_loc.tolist() == [0, 1, 6, 8, 8, 8]
-    assert inputs.b_seq_len.tolist() == [10, 7, 2, 1, 1]
+    assert inputs.b_seq_len.tolist() == [10, 7, 2, 0, 0]
     assert inputs.row_flags.tolist() == [SAMPLE, HOST, HOST | SAMPLE, 0, 0]
 
 
@@ -43,8 +43,8 @@ def test_what_is_past_the_plan_is_padding(prepare, device):
     prepare(build_plan().to(device), rows, inputs)
     for tensor in (inputs.input_ids, inputs.position_ids, inputs.slot_mapping, inputs.b_start_loc, inputs.row_flags):
         assert not tensor.any()
+    assert not inputs.b_seq_len.any()
     assert inputs.b_row.tolist() == [4] * 5
-    assert inputs.b_seq_len.tolist() == [1] * 5
 
 
 def test_a_new_row_is_written_whole(prepare, device):

@@ -13,6 +13,7 @@ def check(batch, dtype, **options):
     out = poisoned(*batch.q.shape, dtype=dtype, device=batch.q.device)
     assert token_attention(*batch.token_args(), **options, out=out) is out
     assert_close(out, expected, **ATTENTION_TOLERANCE[dtype])
+    return out
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -46,6 +47,14 @@ def test_block_sizes(block_size, device):
     lens = [3, 130] if device.type == "cpu" else [3, 130, 2000]
     batch = paged_batch([1] * len(lens), lens, block_size=block_size, head_dim=64, device=device)
     check(batch, torch.float32, sm_scale=0.2)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_padding_gives_zeros(deterministic, device):
+    batch = paged_batch([1] * 5, [1, 40, 7, 300, 2], device=device)
+    batch.b_seq_len[[0, 2, 4]] = 0
+    out = check(batch, torch.float32, sm_scale=0.2, deterministic=deterministic)
+    assert not out[[0, 2, 4]].any() and out[[1, 3]].all()
 
 
 def test_strided_rows_of_a_fused_projection(device):

@@ -149,7 +149,8 @@ def _simulated(args: argparse.Namespace) -> Row:
 
 
 def _head(args: argparse.Namespace) -> Row:
-    return {"engine": "runtime", "model": Path(args.model).resolve().name if args.model else "builtin", "tp": 1}
+    model = Path(args.model).resolve().name if args.model else "builtin"
+    return {"engine": "runtime", "model": model, "tp": 1, **({"deterministic": True} if args.deterministic else {})}
 
 
 def _environment(device: str | None) -> Row:
