@@ -7,13 +7,12 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .attention_partials import reduce_at_once, reduce_in_order
+from .attention_partials import attend_splits, reduce_at_once, reduce_in_order, store_partial
 from .attention_shapes import DETERMINISTIC_SPLIT, batch_tile, default_key_tile, partials_size
 from .attention_tile import (
     MIN_SCORE,
     Scoring,
     attend_range,
-    finish_row_sum,
     load_block_ids,
     start_row_sum,
     tensor_arguments,
@@ -171,8 +170,6 @@ def _token_attention_kernel(
         )
         work_stop = pair_stop - PAIR_UNITS
         run_stop = tl.minimum(stop, pair_stop)
-        if DETERMINISTIC:
-            run_stop = unit + 1
         if unit < work_stop:
             token = row
             if RAGGED:
@@ -187,56 +184,53 @@ def _token_attention_kernel(
                 slopes = tl.load(slopes_ptr + q_heads, mask=group < GROUP, other=0.0) * 1.4426950408889634
 
             query_pos = tl.full([ROWS], 0, tl.int32) + (seq_len - 1)
-            row_max = tl.full([ROWS], MIN_SCORE, tl.float32)
-            row_sum = start_row_sum(ROWS, DETERMINISTIC)
-            acc = tl.zeros([ROWS, DIM], tl.float32)
             first_token = (first_unit + unit - pair_start) * UNIT
             last_token = tl.minimum((first_unit + run_stop - pair_start) * UNIT, seq_len)
-            acc, row_max, row_sum = attend_range(
-                q, k_cache, v_cache, table_ptr, head, first_token, last_token, seq_len,
-                k_stride_block, k_stride_head, k_stride_token, v_stride_block, v_stride_head, v_stride_token,
-                acc, row_max, row_sum, query_pos, slopes, scale_log2, sliding_window, soft_cap,
-                HAS_ALIBI=HAS_ALIBI,
-                HAS_WINDOW=HAS_WINDOW,
-                HAS_SOFT_CAP=HAS_SOFT_CAP,
-                BOUNDED=True,
-                DETERMINISTIC=DETERMINISTIC,
-                PRECISION=PRECISION,
-                HEAD_DIM=HEAD_DIM,
-                DIM=DIM,
-                BLOCK_SIZE=BLOCK_SIZE,
-                KEY_TILE=KEY_TILE,
-                NUM_STAGES=NUM_STAGES,
-            )  # fmt: skip
-            row_sums = finish_row_sum(row_sum, DETERMINISTIC)
+            begins_pair = unit == pair_start
+            if DETERMINISTIC:
+                acc, row_max, row_sums = attend_splits(
+                    q, k_cache, v_cache, table_ptr, head, first_token, last_token, seq_len,
+                    k_stride_block, k_stride_head, k_stride_token, v_stride_block, v_stride_head, v_stride_token,
+                    query_pos, slopes, scale_log2, sliding_window, soft_cap, begins_pair, acc_ptr, stat_ptr, unit,
+                    HAS_ALIBI, HAS_WINDOW, HAS_SOFT_CAP, PRECISION, GROUP, HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, UNIT,
+                    NUM_STAGES,
+                )  # fmt: skip
+            else:
+                acc, row_max, row_sums = attend_range(
+                    q, k_cache, v_cache, table_ptr, head, first_token, last_token, seq_len,
+                    k_stride_block, k_stride_head, k_stride_token, v_stride_block, v_stride_head, v_stride_token,
+                    tl.zeros([ROWS, DIM], tl.float32), tl.full([ROWS], MIN_SCORE, tl.float32),
+                    start_row_sum(ROWS, DETERMINISTIC), query_pos, slopes, scale_log2, sliding_window, soft_cap,
+                    HAS_ALIBI, HAS_WINDOW, HAS_SOFT_CAP, True, DETERMINISTIC, PRECISION,
+                    HEAD_DIM, DIM, BLOCK_SIZE, KEY_TILE, NUM_STAGES,
+                )  # fmt: skip
 
             out_row_ptr = out_ptr + token.to(tl.int64) * out_stride_token
-            if (unit == pair_start) & (run_stop >= work_stop):
+            if begins_pair & (run_stop >= work_stop):
                 out = acc / row_sums[:, None]
                 out_ptrs = out_row_ptr + q_heads[:, None] * out_stride_head + dims[None, :]
                 tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=q_mask)
             else:
+                first_program = pair_start // share
+                num_programs = (work_stop - 1) // share - first_program + 1
                 if DETERMINISTIC:
                     slot = unit
-                    num_partials = work_stop - pair_start
                 else:
-                    slot = 2 * program + (unit == pair_start).to(tl.int32)
-                    num_partials = (work_stop - 1) // share - pair_start // share + 1
-                line = slot.to(tl.int64) * GROUP + group
-                tl.store(stat_ptr + line * 2, row_max, mask=group < GROUP)
-                tl.store(stat_ptr + line * 2 + 1, row_sums, mask=group < GROUP)
-                tl.store(acc_ptr + line[:, None] * DIM + dims[None, :], acc, mask=(group < GROUP)[:, None])
+                    slot = 2 * program + begins_pair.to(tl.int32)
+                if begins_pair or not DETERMINISTIC:
+                    store_partial(acc_ptr, stat_ptr, slot, acc, row_max, row_sums, GROUP, ROWS, DIM)
                 tl.debug_barrier()  # every thread's stores come before the arrival is counted
                 arrived = tl.atomic_add(counter_ptr + row * num_kv_heads + head, 1, sem="acq_rel", scope="gpu")
-                if arrived == num_partials - 1:
+                if arrived == num_programs - 1:
                     tl.debug_barrier()
                     if DETERMINISTIC:
                         total_acc, total_sum = reduce_in_order(
-                            acc_ptr, stat_ptr, pair_start, num_partials, GROUP, REDUCE_ROWS, DIM
-                        )
+                            acc_ptr, stat_ptr, pair_start, (first_program + 1) * share, pair_stop,
+                            GROUP, REDUCE_ROWS, DIM,
+                        )  # fmt: skip
                     else:
                         total_acc, total_sum = reduce_at_once(
-                            acc_ptr, stat_ptr, pair_start // share, num_partials, GROUP, REDUCE_ROWS, DIM, REDUCE_PARTS
+                            acc_ptr, stat_ptr, first_program, num_programs, GROUP, REDUCE_ROWS, DIM, REDUCE_PARTS
                         )
                     lanes = tl.arange(0, REDUCE_ROWS)
                     out = total_acc / total_sum[:, None]
