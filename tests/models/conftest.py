@@ -99,7 +99,7 @@ class Rows:
     """Sequences fed to a model step by step, without an engine."""
 
     def __init__(self, model, num_rows=4):
-        self.model, self.b_loc, self.lengths = model, model.new_b_loc(), [0] * num_rows
+        self.model, self.b_loc, self.lengths = model, model.new_b_loc().cpu(), [0] * num_rows
 
     def step(self, new, decode=False):
         """Feeds {row: tokens}, in that order; the logits after the last token of each, {row: [vocab]}."""
@@ -107,14 +107,15 @@ class Rows:
         for row in rows:
             self.lengths[row] += len(new[row])
         self.model.mem_manager.extend(self.b_loc, self.lengths)
+        device = self.model.device
         b_seq_len = torch.tensor([self.lengths[row] for row in rows])
         counts = torch.tensor([len(new[row]) for row in rows])
         logits = self.model.forward(
             len(rows),
             int(b_seq_len.sum()),
             int(b_seq_len.max()),
-            torch.tensor([token for row in rows for token in new[row]], dtype=torch.int32),
-            self.b_loc[rows],
+            torch.tensor([token for row in rows for token in new[row]], dtype=torch.int32, device=device),
+            self.b_loc[rows].to(device),
             counts.cumsum(0) - counts,
             b_seq_len,
             not decode,
