@@ -5,9 +5,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 
 #include "common/check.h"
 #include "common/text.h"
+#include "distributed/nccl_communicator.h"
 #include "distributed/shm_communicator.h"
 #include "runtime/error.h"
 
@@ -15,6 +17,12 @@ namespace runtime {
 namespace {
 
 constexpr std::size_t kSmallestPiece = 4096;
+
+// An id is the backend, for NCCL its own id, and the name of the ranks' shared memory.
+const std::string kShm = "shm:";
+const std::string kNccl = "nccl:";
+const std::string kNamePrefix = "runtime-";
+const std::size_t kNameLength = kNamePrefix.size() + 32;
 
 // Guessing it would let another process of the user join.
 std::string RandomName() {
@@ -37,6 +45,18 @@ void Verify(const CommunicatorOptions& options) {
                  "at least " + Text(kSmallestPiece));
 }
 
+// The host's messages are small.
+std::unique_ptr<Communicator> MakeNcclCommunicator(const CommunicatorOptions& options) {
+  const NcclApi& nccl = LoadedNccl();
+  NcclUniqueId id;
+  std::memcpy(id.bytes, options.unique_id.data() + kNccl.size(), sizeof(id.bytes));
+  CommunicatorOptions host = options;
+  host.unique_id = kShm + options.unique_id.substr(kNccl.size() + sizeof(id.bytes));
+  host.piece_bytes = kSmallestPiece;
+  return std::make_unique<NcclCommunicator>(nccl, std::make_unique<ShmCommunicator>(host), id,
+                                            options.timeout_s);
+}
+
 }  // namespace
 
 std::size_t ItemBytes(DataType type) {
@@ -55,14 +75,24 @@ Backend BackendNamed(const std::string& name) {
 }
 
 std::string MakeUniqueId(Backend backend) {
-  Require(backend == Backend::kSharedMemory, "only the shared-memory backend is there");
-  return "shm:runtime-" + RandomName();
+  const std::string name = kNamePrefix + RandomName();
+  if (backend == Backend::kSharedMemory) return kShm + name;
+  const NcclApi& nccl = LoadedNccl();
+  NcclUniqueId id;
+  if (const NcclResult result = nccl.GetUniqueId(&id); result != NcclResult::kSuccess) {
+    throw ConfigError(std::string("NCCL makes no unique id: ") + nccl.GetErrorString(result));
+  }
+  return kNccl + std::string(id.bytes, sizeof(id.bytes)) + name;
 }
 
 std::unique_ptr<Communicator> MakeCommunicator(const CommunicatorOptions& options) {
   Verify(options);
-  if (options.unique_id.starts_with("shm:runtime-")) {
+  const std::string& id = options.unique_id;
+  if (id.size() == kShm.size() + kNameLength && id.starts_with(kShm)) {
     return std::make_unique<ShmCommunicator>(options);
+  }
+  if (id.size() == kNccl.size() + sizeof(NcclUniqueId) + kNameLength && id.starts_with(kNccl)) {
+    return MakeNcclCommunicator(options);
   }
   throw ConfigError("unique_id is not one that Communicator.unique_id made");
 }

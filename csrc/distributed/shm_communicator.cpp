@@ -81,9 +81,18 @@ void ShmCommunicator::AllReduce(const void* in, void* out, std::size_t count, Da
 
 void ShmCommunicator::AllGather(const void* in, void* out, std::size_t count, DataType type,
                                 StreamHandle) {
-  const std::size_t num_bytes = count * ItemBytes(type);
   if (count == 0) return;
   group_.Begin({ShmCall::Kind::kAllGather, type, 0, count});
+  Gather(in, out, count * ItemBytes(type));
+}
+
+void ShmCommunicator::Exchange(const void* in, void* out, std::size_t num_bytes) {
+  if (num_bytes == 0) return;
+  group_.Begin({ShmCall::Kind::kExchange, {}, 0, num_bytes});
+  Gather(in, out, num_bytes);
+}
+
+void ShmCommunicator::Gather(const void* in, void* out, std::size_t num_bytes) {
   InPieces(num_bytes, group_.piece_bytes(), [&](std::size_t first, std::size_t n) {
     group_.NextPiece();
     std::memcpy(group_.buffer(rank()), At(in, first), n);
@@ -123,7 +132,7 @@ void ShmCommunicator::Broadcast(void* data, std::size_t count, DataType type, in
   });
 }
 
-void ShmCommunicator::Barrier(StreamHandle) {
+void ShmCommunicator::Barrier() {
   group_.Begin({});
   group_.Meet();
 }

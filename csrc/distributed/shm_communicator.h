@@ -24,12 +24,14 @@ class ShmCommunicator final : public Communicator {
                      StreamHandle stream) override;
   void Broadcast(void* data, std::size_t count, DataType type, int root,
                  StreamHandle stream) override;
-  void Barrier(StreamHandle stream) override;
-  void Poll() override { group_.ThrowIfFailed(); }
+  void Barrier() override;
+  void Exchange(const void* in, void* out, std::size_t num_bytes) override;
+  void Poll() override { group_.Poll(); }
   void Abort(const std::string& cause) noexcept override { group_.Abort(cause); }
   bool blocks() const override { return true; }
 
  private:
+  void Gather(const void* in, void* out, std::size_t num_bytes);
   void Sum(DataType type, std::size_t first, std::size_t count, void* out);
   void SumInParts(DataType type, std::size_t count, void* out);
 

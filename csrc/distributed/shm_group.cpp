@@ -35,10 +35,11 @@ int NumSpins(int size) { return NumUsableCores() <= size ? 64 : 2000; }
 }  // namespace
 
 std::string ShmCall::Text() const {
-  constexpr const char* kNames[] = {"barrier", "all_reduce", "all_gather", "reduce_scatter",
-                                    "broadcast"};
+  constexpr const char* kNames[] = {"barrier",        "all_reduce", "all_gather",
+                                    "reduce_scatter", "broadcast",  "exchange"};
   std::string text = kNames[static_cast<int>(kind)];
   if (kind == Kind::kBarrier) return text;
+  if (kind == Kind::kExchange) return text + " of " + runtime::Text(count) + " bytes";
   text += " of " + runtime::Text(count) + " " + Name(type);
   return kind == Kind::kBroadcast ? text + " from rank " + runtime::Text(root) : text;
 }
@@ -76,7 +77,7 @@ void ShmGroup::Format(SharedMemory& memory, const CommunicatorOptions& options) 
 std::shared_ptr<SharedMemory> ShmGroup::Rendezvous(const CommunicatorOptions& options) {
   const std::string name = options.unique_id.substr(std::string_view("shm:").size());
   if (options.rank == 0) {
-    const std::string what = "a group of " + Text(options.size) + " ranks on the CPU";
+    const std::string what = "a group of " + Text(options.size) + " ranks";
     auto memory =
         std::make_shared<SharedMemory>(SharedMemory::Create(name, MemoryBytes(options), what));
     Format(*memory, options);
@@ -191,9 +192,25 @@ void ShmGroup::CheckPeers(std::uint32_t point) {
     const bool has_left = peer.has_left.load(std::memory_order_acquire) != 0;
     const bool is_dead = !has_left && IsDead(rank);
     // It may go once it is past the point, and then all have arrived; looked at last for that.
-    if ((!has_left && !is_dead) || HaveAllArrived(point)) continue;
-    const std::string pid = Text(peer.pid.load(std::memory_order_acquire));
-    Fail("rank " + Text(rank) + " (process " + pid + ")" + (is_dead ? " died" : " left the group"));
+    if ((has_left || is_dead) && !HaveAllArrived(point)) {
+      FailFor(rank, is_dead ? "died" : "left the group");
+    }
+  }
+}
+
+void ShmGroup::FailFor(int rank, const char* what, const char* relation) {
+  const std::int32_t pid = header_.ranks[rank].pid.load(std::memory_order_acquire);
+  Fail("rank " + Text(rank) + " (process " + Text(pid) + ") " + what, relation);
+}
+
+void ShmGroup::Poll() {
+  ThrowIfFailed();
+  if (Clock::now() - last_look_ < kSleep) return;
+  last_look_ = Clock::now();
+  for (int rank = 0; rank < size_; ++rank) {
+    if (header_.ranks[rank].has_left.load(std::memory_order_acquire) == 0 && IsDead(rank)) {
+      FailFor(rank, "died", "after");
+    }
   }
 }
 
@@ -228,16 +245,17 @@ std::string ShmGroup::MissingRanks(std::uint32_t point) const {
   return num_missing == 1 ? "rank " + missing + " has" : "ranks " + missing + " have";
 }
 
-std::string ShmGroup::CallText() const {
-  return num_calls_ == 1 ? "as the group was opened"
-                         : "in collective " + Text(num_calls_ - 1) + ", " + call_.Text();
+std::string ShmGroup::CallText(const char* relation) const {
+  if (num_calls_ == 1) return "as the group was opened";
+  return relation + (" collective " + Text(num_calls_ - 1)) + ", " + call_.Text();
 }
 
-void ShmGroup::Fail(const std::string& cause) {
-  Abort(cause + ", " + CallText() + ", as rank " + Text(rank_) + " saw");
+void ShmGroup::Fail(const std::string& cause, const char* relation) {
+  const std::string text = cause + ", " + CallText(relation);
+  Abort(text + ", as rank " + Text(rank_) + " saw");
   ThrowIfFailed();
   // The first failure's cause is being written by a rank that may be dead: this one's will do.
-  throw CommunicatorError(cause + ", " + CallText());
+  throw CommunicatorError(text);
 }
 
 void ShmGroup::Abort(const std::string& cause) noexcept {

@@ -17,7 +17,14 @@ namespace runtime {
 
 // A collective as its caller asks for it; those of all ranks must be equal.
 struct ShmCall {
-  enum class Kind : std::uint8_t { kBarrier, kAllReduce, kAllGather, kReduceScatter, kBroadcast };
+  enum class Kind : std::uint8_t {
+    kBarrier,
+    kAllReduce,
+    kAllGather,
+    kReduceScatter,
+    kBroadcast,
+    kExchange
+  };
 
   Kind kind = Kind::kBarrier;
   DataType type = DataType::kInt32;
@@ -61,7 +68,8 @@ class ShmGroup {
   void NextPiece() { ++num_pieces_; }
   void Meet();
 
-  void ThrowIfFailed() const;
+  // Throws what has failed, and looks at the peers if the last look is some time ago.
+  void Poll();
   void Abort(const std::string& cause) noexcept;
 
  private:
@@ -75,12 +83,15 @@ class ShmGroup {
   void WaitFor(int rank, std::uint32_t point, Clock::time_point deadline);
   void CompareCalls();
   bool HasArrived(int rank, std::uint32_t point) const;
+  void ThrowIfFailed() const;
+  [[noreturn]] void FailFor(int rank, const char* what, const char* relation = "in");
   bool HaveAllArrived(std::uint32_t point) const;
   bool IsDead(int rank);
   void CheckPeers(std::uint32_t point);
   std::string MissingRanks(std::uint32_t point) const;
-  std::string CallText() const;
-  [[noreturn]] void Fail(const std::string& cause);
+  std::string CallText(const char* relation) const;
+  // `relation` of the failure to the last collective that was begun.
+  [[noreturn]] void Fail(const std::string& cause, const char* relation = "in");
 
   const std::shared_ptr<SharedMemory> memory_;
   Header& header_;
@@ -93,6 +104,7 @@ class ShmGroup {
   std::uint32_t num_arrivals_ = 0;
   std::uint64_t num_calls_ = 0;
   std::uint64_t num_pieces_ = 0;
+  Clock::time_point last_look_ = Clock::now();
   ShmCall call_;
   bool compared_ = true;  // whether all ranks are known to make call_
 };

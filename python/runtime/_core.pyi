@@ -30,6 +30,7 @@ __all__: list[str] = [
     "StepResult",
     "StepTimeModel",
     "Workload",
+    "load_nccl",
     "replay",
     "simulate",
     "simulate_fleet",
@@ -96,10 +97,9 @@ class Communicator:
         *,
         timeout_s: typing.SupportsFloat | typing.SupportsIndex = 60.0,
         piece_bytes: typing.SupportsInt | typing.SupportsIndex = 1048576,
-        barrier_word: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None:
         """
-        Returns when all ranks have joined. timeout_s: how long a rank waits for the others. piece_bytes: of shared memory, longer messages go in pieces. barrier_word: address of 4 bytes on the GPU, needed by `barrier`.
+        Returns when all ranks have joined; with 'nccl' for the current CUDA device. timeout_s: how long a rank waits for the others. piece_bytes: of shared memory, longer messages go in pieces.
         """
     def abort(self, cause: str) -> None:
         """
@@ -127,9 +127,9 @@ class Communicator:
         """
         out[count] = sum of the ranks' input[count]; in place works.
         """
-    def barrier(self, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    def barrier(self) -> None:
         """
-        What follows begins on no rank before all have come to it.
+        Returns when all ranks have come to it; knows nothing of streams.
         """
     def broadcast(
         self,
@@ -142,9 +142,13 @@ class Communicator:
         """
         data[count] = that of `root`.
         """
+    def exchange(self, data: bytes) -> list[bytes]:
+        """
+        The ranks' bytes, of one length, in rank order; on the host with either backend.
+        """
     def poll(self) -> None:
         """
-        Raises what has failed since, without waiting.
+        Raises what has failed since, a rank that died included, without waiting.
         """
     def reduce_scatter(
         self,
@@ -755,6 +759,11 @@ class step_plan:
     SAMPLE_SCORE: typing.ClassVar[int] = 128
     STEP_GREEDY_ONLY: typing.ClassVar[int] = 1
     VERSION: typing.ClassVar[int] = 1
+
+def load_nccl(library: str = "", folders: collections.abc.Sequence[str] = []) -> tuple[str, int]:
+    """
+    Path and version (22809 is 2.28.9) of NCCL; the first call that finds it decides for the process. Searched in this order: `library`; what is loaded; $RUNTIME_NCCL_LIB; `folders`; the system. Raises ConfigError with all that was searched.
+    """
 
 def replay(path: str) -> ReplayReport:
     """

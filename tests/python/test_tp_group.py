@@ -12,23 +12,18 @@ import torch
 
 from runtime._core import Communicator
 from runtime.errors import CapacityError, CommunicatorError, ConfigError
-from runtime.parallel import TpGroup, backend_of, init_tp_group
+from runtime.parallel import TpGroup, init_tp_group, make_unique_id
 
 PROGRAM = Path(__file__).with_name("tp_rank.py")
-DEVICES = [
-    pytest.param("cpu", id="shm"),
-    pytest.param(
-        "cuda",
-        id="nccl",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")],
-    ),
-]
+TWO_GPUS = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
+CUDA = pytest.param("cuda", id="nccl", marks=TWO_GPUS)
+DEVICES = [pytest.param("cpu", id="shm"), CUDA]
 
 
 @contextmanager
 def ranks(case, size, device="cpu", timeout_s=60.0, present=None):
     """Starts the ranks, or those of `present`; kills what is left of them at the end."""
-    unique_id = Communicator.unique_id(backend_of(device))
+    unique_id = make_unique_id(device)
     processes = []
     try:
         for rank in range(size) if present is None else present:
@@ -48,9 +43,9 @@ def ranks(case, size, device="cpu", timeout_s=60.0, present=None):
             assert not list(Path("/dev/shm").glob(f"{name}*")), "shared memory was left behind"
 
 
-def wait_until_joined(processes):
+def wait_for(word, processes):
     for process in processes:
-        assert process.stdout.readline() == "joined\n", process.stderr.read()
+        assert process.stdout.readline() == f"{word}\n", process.stderr.read()
 
 
 def result(process):
@@ -68,9 +63,24 @@ def test_collectives(case, size, device):
         assert [result(process) for process in processes] == ["equal"] * size
 
 
+@pytest.mark.parametrize("device", [CUDA])
+def test_a_collective_is_captured(device):
+    with ranks("captured", 2, device) as processes:
+        assert [result(process) for process in processes] == ["equal"] * 2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_collective_whose_peer_dies_ends(device):
+    with ranks("lost_peer", 2, device) as processes:
+        wait_for("joined", processes)
+        wait_for("ready", processes)
+        processes[1].kill()
+        assert f"rank 1 (process {processes[1].pid}) died" in result(processes[0])
+
+
 def test_a_rank_that_dies_is_named_at_once():
     with ranks("barrier", 3) as processes:
-        wait_until_joined(processes)
+        wait_for("joined", processes)
         processes[1].kill()
         killed_at = time.monotonic()
         processes[2].stdin.write("\n")
@@ -82,7 +92,7 @@ def test_a_rank_that_dies_is_named_at_once():
 
 def test_a_rank_that_stands_still_is_named():
     with ranks("barrier", 3, timeout_s=1.0) as processes:
-        wait_until_joined(processes)
+        wait_for("joined", processes)
         processes[1].send_signal(signal.SIGSTOP)
         processes[2].stdin.write("\n")
         for rank in (0, 2):
@@ -125,13 +135,28 @@ def test_refused(error, rank, size, device, words):
 
 
 def test_too_little_shared_memory():
-    with pytest.raises(CapacityError, match="a group of 2 ranks on the CPU needs .* MiB in /dev/shm, .* --shm-size"):
+    with pytest.raises(CapacityError, match="a group of 2 ranks needs .* MiB in /dev/shm, .* --shm-size"):
         Communicator(Communicator.unique_id("shm"), 0, 2, piece_bytes=2**44)
 
 
 def test_a_backend_that_is_not_there():
     with pytest.raises(ConfigError, match="backend=mpi: must be shm or nccl"):
         Communicator.unique_id("mpi")
+
+
+def test_nccl_that_is_not_there():
+    """In a process of its own: the first NCCL that is found stays."""
+    code = "from runtime import _core; _core.load_nccl('/nowhere/libnccl.so')"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 1
+    assert "ConfigError: NCCL cannot be loaded from /nowhere/libnccl.so: " in process.stderr.splitlines()[-1]
+
+
+def test_ranks_meet_and_exchange_bytes():
+    with ranks("barrier", 3) as processes:
+        for process in processes[1:]:
+            process.stdin.write("\n")
+        assert [result(process) for process in processes] == ["met"] * 3
 
 
 def test_a_group_of_one():

@@ -48,11 +48,45 @@ def rank_order(group, device):
     return "equal"
 
 
+def captured(group, device):
+    """A collective inside a CUDA graph, replayed on changing inputs."""
+    import torch
+
+    x = torch.empty(4096, device=device)
+    group.all_reduce(x)  # NCCL connects at its first call of a kind
+    group.barrier()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = group.all_reduce(x) * 2
+    for value in range(20):
+        x.fill_(value + group.rank)
+        graph.replay()
+        expected = 2 * (value * group.size + sum(range(group.size)))
+        assert out.tolist() == [expected] * len(out), value
+    return "equal"
+
+
+def lost_peer(group, device):
+    """Rank 0 is in a collective that the others, which wait for a line, do not come to."""
+    import torch
+
+    x = torch.ones(4096, device=device)
+    group.all_reduce(x)
+    group.barrier()
+    print("ready", flush=True)
+    if group.rank > 0:
+        sys.stdin.readline()
+    group.all_reduce(x)
+    group.barrier()
+    return "met"
+
+
 def barrier(group, device):
     """Rank 0 waits for the others, which wait for a line first."""
     if group.rank > 0:
         sys.stdin.readline()
     group.barrier()
+    assert group.exchange(f"rank {group.rank}".encode()) == [f"rank {rank}".encode() for rank in range(group.size)]
     return "met"
 
 

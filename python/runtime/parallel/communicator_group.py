@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -51,11 +50,9 @@ class CommunicatorGroup(TpGroup):
         return x
 
     def barrier(self) -> None:
-        self._communicator.barrier(self._stream())
         if self._device.type == "cuda":
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(self._device))
-            self._wait_for(event.query)
+            self._wait_for_device()
+        self._communicator.barrier()
 
     def poll(self) -> None:
         self._communicator.poll()
@@ -97,12 +94,15 @@ class CommunicatorGroup(TpGroup):
             total = total + part
         return total.to(x.dtype)
 
-    def _wait_for(self, is_done: Callable[[], bool]) -> None:
+    def _wait_for_device(self) -> None:
+        """Until what was queued is done; never inside CUDA, where a rank that died would hold this one."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
         deadline = time.monotonic() + self._timeout_s
-        while not is_done():
-            self.poll()
+        while not event.query():  # type: ignore[no-untyped-call]
             if time.monotonic() > deadline:
-                self.abort(f"rank {self.rank} has waited {self._timeout_s:g} s for the others at a barrier")
+                self.abort(f"rank {self.rank} has waited {self._timeout_s:g} s for its device at a barrier")
+            self.poll()
             time.sleep(POLL_INTERVAL_S)
 
 
