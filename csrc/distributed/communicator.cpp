@@ -21,8 +21,7 @@ constexpr std::size_t kSmallestPiece = 4096;
 // An id is the backend, for NCCL its own id, and the name of the ranks' shared memory.
 const std::string kShm = "shm:";
 const std::string kNccl = "nccl:";
-const std::string kNamePrefix = "runtime-";
-const std::size_t kNameLength = kNamePrefix.size() + 32;
+const std::size_t kNameLength = std::strlen(ShmGroup::kNamePrefix) + 32;
 
 // Guessing it would let another process of the user join.
 std::string RandomName() {
@@ -31,7 +30,7 @@ std::string RandomName() {
   char digits[33];
   std::snprintf(digits, sizeof(digits), "%016lx%016lx", static_cast<unsigned long>(words[0]),
                 static_cast<unsigned long>(words[1]));
-  return digits;
+  return std::string(ShmGroup::kNamePrefix) + digits;
 }
 
 void Verify(const CommunicatorOptions& options) {
@@ -75,7 +74,7 @@ Backend BackendNamed(const std::string& name) {
 }
 
 std::string MakeUniqueId(Backend backend) {
-  const std::string name = kNamePrefix + RandomName();
+  const std::string name = RandomName();
   if (backend == Backend::kSharedMemory) return kShm + name;
   const NcclApi& nccl = LoadedNccl();
   NcclUniqueId id;

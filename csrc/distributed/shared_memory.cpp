@@ -1,6 +1,7 @@
 #include "distributed/shared_memory.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -10,6 +11,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "common/unique_fd.h"
@@ -49,19 +53,30 @@ CapacityError NoRoom(const std::string& what, std::size_t num_bytes, int error) 
                            " helps, in a container --shm-size; files of dead programs may fill it");
 }
 
+bool IsStale(const char* path) {
+  constexpr std::time_t kYoung = 60;  // seconds; may not be locked yet
+  const UniqueFd file(open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  struct stat status{};
+  return file && fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode) &&
+         status.st_uid == geteuid() && std::time(nullptr) - status.st_mtime > kYoung &&
+         flock(file.get(), LOCK_EX | LOCK_NB) == 0;
+}
+
 }  // namespace
 
 SharedMemory SharedMemory::Create(std::string name, std::size_t num_bytes,
                                   const std::string& what) {
   std::string path = PathOf(name) + kUnpublished;
-  const UniqueFd file(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+  UniqueFd file(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!file) throw NoRoom(what, num_bytes, errno);
+  flock(file.get(), LOCK_SH);
   SharedMemory memory(nullptr, num_bytes);
   memory.path_ = std::move(path);
   if (const int error = posix_fallocate(file.get(), 0, static_cast<off_t>(num_bytes)); error != 0) {
     throw NoRoom(what, num_bytes, error);
   }
   memory.data_ = Map(file.get(), num_bytes, MAP_SHARED);
+  memory.held_ = std::move(file);
   return memory;
 }
 
@@ -80,6 +95,15 @@ std::optional<SharedMemory> SharedMemory::Open(std::string name) {
   return memory;
 }
 
+void SharedMemory::RemoveStale(const std::string& prefix) {
+  std::error_code failed;
+  std::filesystem::directory_iterator entry(kFolder, failed), end;
+  for (; !failed && entry != end; entry.increment(failed)) {
+    const std::filesystem::path& path = entry->path();
+    if (path.filename().string().starts_with(prefix) && IsStale(path.c_str())) unlink(path.c_str());
+  }
+}
+
 SharedMemory SharedMemory::Anonymous(std::size_t num_bytes) {
   return SharedMemory(Map(-1, num_bytes, MAP_SHARED | MAP_ANONYMOUS), num_bytes);
 }
@@ -87,7 +111,8 @@ SharedMemory SharedMemory::Anonymous(std::size_t num_bytes) {
 SharedMemory::SharedMemory(SharedMemory&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       num_bytes_(other.num_bytes_),
-      path_(std::exchange(other.path_, {})) {}
+      path_(std::exchange(other.path_, {})),
+      held_(std::move(other.held_)) {}
 
 SharedMemory::~SharedMemory() {
   Unlink();
@@ -106,6 +131,7 @@ void SharedMemory::Unlink() noexcept {
   if (path_.empty()) return;
   unlink(path_.c_str());
   path_.clear();
+  held_ = UniqueFd();
 }
 
 }  // namespace runtime

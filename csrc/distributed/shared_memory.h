@@ -4,6 +4,8 @@
 #include <optional>
 #include <string>
 
+#include "common/unique_fd.h"
+
 namespace runtime {
 
 // Memory that processes share by a name in /dev/shm. Unlink on any object, or its end, removes the
@@ -16,6 +18,9 @@ class SharedMemory {
   // What another process published, or nullopt. Throws CommunicatorError where it cannot be mapped
   // or belongs to another user.
   static std::optional<SharedMemory> Open(std::string name);
+  // Removes names with this prefix whose creator died before it could: of this user, older than a
+  // minute, and held by nobody.
+  static void RemoveStale(const std::string& prefix);
   // Zeros without a name, for threads.
   static SharedMemory Anonymous(std::size_t num_bytes);
 
@@ -37,6 +42,7 @@ class SharedMemory {
   std::byte* data_;
   std::size_t num_bytes_;
   std::string path_;  // of the name, or empty: there is none, or it was removed
+  UniqueFd held_;     // of the creator, locked: its name is not stale
 };
 
 }  // namespace runtime

@@ -77,6 +77,7 @@ void ShmGroup::Format(SharedMemory& memory, const CommunicatorOptions& options) 
 std::shared_ptr<SharedMemory> ShmGroup::Rendezvous(const CommunicatorOptions& options) {
   const std::string name = options.unique_id.substr(std::string_view("shm:").size());
   if (options.rank == 0) {
+    SharedMemory::RemoveStale(kNamePrefix);
     const std::string what = "a group of " + Text(options.size) + " ranks";
     auto memory =
         std::make_shared<SharedMemory>(SharedMemory::Create(name, MemoryBytes(options), what));

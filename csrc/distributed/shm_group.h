@@ -44,6 +44,7 @@ struct ShmCall {
 class ShmGroup {
  public:
   static constexpr int kMaxRanks = 64;
+  static constexpr const char* kNamePrefix = "runtime-";  // of the memory, and 32 random digits
 
   // The group of options.unique_id: rank 0 makes the memory. Returns when all ranks have joined.
   explicit ShmGroup(const CommunicatorOptions& options);

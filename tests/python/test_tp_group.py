@@ -1,5 +1,7 @@
 """Groups of processes: what they compute, and what they say when one of them fails."""
 
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -137,6 +139,23 @@ def test_refused(error, rank, size, device, words):
 def test_too_little_shared_memory():
     with pytest.raises(CapacityError, match="a group of 2 ranks needs .* MiB in /dev/shm, .* --shm-size"):
         Communicator(Communicator.unique_id("shm"), 0, 2, piece_bytes=2**44)
+
+
+def test_memory_that_a_dead_program_left_is_removed():
+    """Only of groups, older than a minute, and held by nobody."""
+    names = ["runtime-" + letter * 32 for letter in "abc"] + ["another-" + "d" * 32]
+    _, held, young, _ = files = [Path("/dev/shm", name) for name in names]
+    try:
+        for file in files:
+            file.write_bytes(b"left")
+            os.utime(file, (0, 0 if file != young else time.time()))
+        with held.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            Communicator(Communicator.unique_id("shm"), 0, 1)
+        assert [file.exists() for file in files] == [False, True, True, True]
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 def test_a_backend_that_is_not_there():
