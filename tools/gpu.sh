@@ -3,19 +3,19 @@
 #
 #   tools/gpu.sh [--out DIR] [--minutes N] [PART...]
 #
-# Parts, in this order: build tests tune kernels bench; default: all. The machine's own python3 is used, with torch,
+# Parts, in this order: build tests ranks tune kernels bench; default: all. `ranks` needs two GPUs or more. The machine's own python3 is used, with torch,
 # triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist and transformers. DIR (default build/gpu) gets
 # a log of each part, tile tables, and the rows kernels.jsonl and bench.jsonl; --minutes limits the tuning (default 3).
 # $SOURCE_COMMIT names the revision in the rows where the tree came without its history.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all_parts=(build tests tune kernels bench)
+all_parts=(build tests ranks tune kernels bench)
 out=build/gpu minutes=3 parts=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --out) out=$2 && shift 2 ;;
     --minutes) minutes=$2 && shift 2 ;;
-    build | tests | tune | kernels | bench) parts+=("$1") && shift ;;
+    build | tests | ranks | tune | kernels | bench) parts+=("$1") && shift ;;
     *) echo "unknown argument '$1': one of --out, --minutes, ${all_parts[*]}" >&2 && exit 2 ;;
   esac
 done
@@ -38,8 +38,13 @@ run() { # run NAME SECONDS COMMAND...: also into a log; what fails is remembered
 part_build() { run build 120 python3 -m pip install -q --no-build-isolation --no-deps -e .; }
 part_tests() {
   # what measures the device's memory needs it alone
-  run tests 420 python3 -m pytest -q -m gpu -n 8 --tb=short -p no:cacheprovider --ignore tests/python/test_start_gpu.py tests
+  run tests 420 python3 -m pytest -q -m gpu -n 8 --tb=short -p no:cacheprovider --ignore tests/python/test_start_gpu.py \
+    --ignore tests/python/test_tp_group.py tests
   run tests-start 240 python3 -m pytest -q -m gpu --tb=short -p no:cacheprovider tests/python/test_start_gpu.py
+}
+part_ranks() { # groups of processes, one GPU each
+  run ranks 300 python3 -m pytest -q -m gpu --tb=short -p no:cacheprovider tests/python/test_tp_group.py \
+    tests/models/test_tensor_parallel.py
 }
 part_tune() {
   run tune $((minutes * 60 + 60)) python3 tools/tune_kernels.py --out "$out" --minutes "$minutes"

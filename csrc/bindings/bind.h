@@ -4,6 +4,7 @@
 
 namespace runtime::bindings {
 
+void BindCommunicator(pybind11::module_& m);
 void BindErrors();
 void BindKvCache(pybind11::module_& m);
 void BindRequestParams(pybind11::module_& m);

@@ -38,6 +38,8 @@ void Translate(std::exception_ptr thrown) {
     Raise("ConfigError", py::make_tuple(e.what()), py::dict("hint"_a = e.hint()));
   } catch (const CapacityError& e) {
     Raise("CapacityError", py::make_tuple(e.what()), py::dict("hint"_a = e.hint()));
+  } catch (const CommunicatorError& e) {
+    Raise("CommunicatorError", py::make_tuple(e.what()), py::dict("hint"_a = e.hint()));
   } catch (const InvalidArgument& e) {
     PyErr_SetString(PyExc_ValueError, e.what());
   } catch (const Error& e) {

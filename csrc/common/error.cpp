@@ -33,6 +33,9 @@ InvalidRequest::InvalidRequest(std::string param, std::string value, std::string
 CapacityError::CapacityError(const std::string& message, std::string hint)
     : Error("capacity_exceeded", message, std::move(hint)) {}
 
+CommunicatorError::CommunicatorError(const std::string& message, std::string hint)
+    : Error("communicator_failed", message, std::move(hint)) {}
+
 InvariantError::InvariantError(const std::string& message) : Error("invariant_broken", message) {}
 
 }  // namespace runtime

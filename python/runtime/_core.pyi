@@ -1,5 +1,5 @@
 """
-C++ core of the runtime: scheduler and KV cache bookkeeping.
+C++ core of the runtime: scheduler, KV cache bookkeeping and collectives.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import numpy.typing
 
 __all__: list[str] = [
     "BlockAllocator",
+    "Communicator",
+    "DataType",
     "FleetConfig",
     "Lengths",
     "ReplayDifference",
@@ -28,6 +30,7 @@ __all__: list[str] = [
     "StepResult",
     "StepTimeModel",
     "Workload",
+    "load_nccl",
     "replay",
     "simulate",
     "simulate_fleet",
@@ -35,6 +38,133 @@ __all__: list[str] = [
     "step_features",
     "step_plan",
 ]
+
+class DataType:
+    """
+    Of the elements of a collective.
+
+    Members:
+
+      FLOAT32
+
+      BFLOAT16
+
+      FLOAT16
+
+      INT32
+    """
+
+    BFLOAT16: typing.ClassVar[DataType]
+    FLOAT16: typing.ClassVar[DataType]
+    FLOAT32: typing.ClassVar[DataType]
+    INT32: typing.ClassVar[DataType]
+    __members__: typing.ClassVar[dict[str, DataType]]
+    @typing.overload
+    def __eq__(self, other: DataType) -> bool: ...
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool: ...
+    def __getstate__(self) -> int: ...
+    def __hash__(self) -> int: ...
+    def __index__(self) -> int: ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __int__(self) -> int: ...
+    @typing.overload
+    def __ne__(self, other: DataType) -> bool: ...
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool: ...
+    def __repr__(self) -> str: ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __str__(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> int: ...
+
+class Communicator:
+    """
+    One rank's end of a group of processes of one host. All ranks make the same calls in the same order, on addresses of contiguous memory: a CPU's with an id for 'shm', a GPU's with one for 'nccl', whose calls are queued on `stream`. Raises CommunicatorError, once a rank has failed at every call.
+    """
+    @staticmethod
+    def unique_id(backend: str) -> bytes:
+        """
+        Names a group to be, made on rank 0 for 'shm' or 'nccl': a secret of at most 256 bytes.
+        """
+    def __init__(
+        self,
+        unique_id: bytes,
+        rank: typing.SupportsInt | typing.SupportsIndex,
+        size: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        timeout_s: typing.SupportsFloat | typing.SupportsIndex = 60.0,
+        piece_bytes: typing.SupportsInt | typing.SupportsIndex = 1048576,
+    ) -> None:
+        """
+        Returns when all ranks have joined; with 'nccl' for the current CUDA device. timeout_s: how long a rank waits for the others. piece_bytes: of shared memory, longer messages go in pieces.
+        """
+    def abort(self, cause: str) -> None:
+        """
+        From any thread: ends the group; calls under way raise the cause.
+        """
+    def all_gather(
+        self,
+        input: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        dtype: DataType,
+        stream: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None:
+        """
+        out[size * count] = the ranks' input[count], one after the other.
+        """
+    def all_reduce(
+        self,
+        input: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        dtype: DataType,
+        stream: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None:
+        """
+        out[count] = sum of the ranks' input[count]; in place works.
+        """
+    def barrier(self) -> None:
+        """
+        Returns when all ranks have come to it; knows nothing of streams.
+        """
+    def broadcast(
+        self,
+        data: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        dtype: DataType,
+        root: typing.SupportsInt | typing.SupportsIndex = 0,
+        stream: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None:
+        """
+        data[count] = that of `root`.
+        """
+    def exchange(self, data: bytes) -> list[bytes]:
+        """
+        The ranks' bytes, of one length, in rank order; on the host with either backend.
+        """
+    def poll(self) -> None:
+        """
+        Raises what has failed since, a rank that died included, without waiting.
+        """
+    def reduce_scatter(
+        self,
+        input: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        dtype: DataType,
+        stream: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None:
+        """
+        out[count] = part `rank` of the sum of the ranks' input[size * count].
+        """
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
 
 class BlockAllocator:
     """
@@ -629,6 +759,11 @@ class step_plan:
     SAMPLE_SCORE: typing.ClassVar[int] = 128
     STEP_GREEDY_ONLY: typing.ClassVar[int] = 1
     VERSION: typing.ClassVar[int] = 1
+
+def load_nccl(library: str = "", folders: collections.abc.Sequence[str] = []) -> tuple[str, int]:
+    """
+    Path and version (22809 is 2.28.9) of NCCL; the first call that finds it decides for the process. Searched in this order: `library`; what is loaded; $RUNTIME_NCCL_LIB; `folders`; the system. Raises ConfigError with all that was searched.
+    """
 
 def replay(path: str) -> ReplayReport:
     """

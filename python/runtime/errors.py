@@ -107,6 +107,12 @@ class CapacityError(Error, RuntimeError):
     code = "capacity_exceeded"
 
 
+class CommunicatorError(Error, RuntimeError):
+    """A rank of a tensor-parallel group died, left, did not come in time or makes another call; the group has ended."""
+
+    code = "communicator_failed"
+
+
 def for_this_caller(error: BaseException) -> BaseException:
     """A copy of an error that several callers get: one object raised in several threads would mix their tracebacks."""
     if not isinstance(error, Error):

@@ -1,10 +1,16 @@
 """Ranks hold their own part of every tensor, and together compute what one rank computes."""
 
+import functools
+import importlib.util
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from runtime.basemodel import BaseLayerWeight, Placement, Replicated, RowParallel, load_model, tp_sizes
 from runtime.basemodel.weights import dummy_tensors
@@ -12,7 +18,11 @@ from runtime.errors import ConfigError
 from runtime.loader import Checkpoint, DummyCheckpoint, read_config
 from runtime.models.bloom import BloomTransformerLayerWeight
 from runtime.models.llama import LlamaPreAndPostLayerWeight, LlamaTransformerLayerWeight
-from runtime.parallel import TpGroup
+from runtime.parallel import TpGroup, make_unique_id
+
+PROGRAM = Path(__file__).with_name("tp_rank.py")
+# each with two KV heads but BLOOM, which has as many as heads; the vocabulary of 67 does not divide
+FAMILIES = ("llama-default", "qwen2", "qwen3", "bloom-8")
 
 
 class ThreadGroup(TpGroup):
@@ -49,7 +59,7 @@ def run_ranks(size, work):
 
 @pytest.mark.parametrize(
     "name, size",
-    [("llama-default", 2), ("llama-default", 4), ("llama-bias", 2), ("qwen2", 4), ("qwen3", 2), ("bloom-8", 4)],
+    [("llama-default", 8), ("llama-bias", 2), ("llama-tied", 4), ("qwen2", 8), ("qwen3", 4), ("bloom-8", 8)],
 )
 def test_ranks_agree_with_one(tiny, rows, sequences, name, size):
     folder = tiny(name).folder
@@ -67,6 +77,52 @@ def test_ranks_agree_with_one(tiny, rows, sequences, name, size):
     one = work(TpGroup())
     for logits in results:
         torch.testing.assert_close(logits, one, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tiny):
+    """one_rank(device) -> logits and tokens of the program's prompts, by family, from models that are not split."""
+    spec = importlib.util.spec_from_file_location("tp_rank", PROGRAM)
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    return functools.cache(
+        lambda device: {name: program.run(tiny(name).folder, TpGroup(), device) for name in FAMILIES}
+    )
+
+
+def run_processes(size, device, folders, out):
+    """What each rank's program wrote, in rank order."""
+    unique_id = make_unique_id(device)
+    files = [out / f"rank{rank}.safetensors" for rank in range(size)]
+    commands = [
+        [sys.executable, PROGRAM, str(rank), str(size), device, file, *folders] for rank, file in enumerate(files)
+    ]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    ranks = [subprocess.Popen(command, text=True, bufsize=1, **pipes) for command in commands]
+    try:
+        for rank in ranks:
+            rank.stdin.write(f"{unique_id.hex()}\n")
+        errors = [rank.communicate(timeout=100)[1] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(errors)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    return [load_file(file) for file in files]
+
+
+@pytest.mark.parametrize(
+    "device, atol", [("cpu", 1e-5), pytest.param("cuda", 1e-3, marks=pytest.mark.gpu)], ids=["cpu", "cuda"]
+)
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_agree_with_one(tiny, one_rank, tmp_path, size, device, atol):
+    if device == "cuda" and torch.cuda.device_count() < size:
+        pytest.skip(f"needs {size} GPUs")
+    results = run_processes(size, device, [tiny(name).folder for name in FAMILIES], tmp_path)
+    for name, expected in one_rank(device).items():
+        for result in results:
+            found = result[f"{name}.logits"], result[f"{name}.tokens"]
+            torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
 def layer_of_rank(layer_class, folder, rank, size, *layer_num):

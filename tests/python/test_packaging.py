@@ -15,7 +15,7 @@ import runtime
 from runtime import _core
 
 ROOT = Path(__file__).resolve().parents[2]
-SYSTEM_LIBRARIES = re.compile(r"(libstdc\+\+|libgcc_s|libm|libc|ld-linux-x86-64|ld-linux-aarch64)\.so\.\d+")
+SYSTEM_LIBRARIES = re.compile(r"(libstdc\+\+|libgcc_s|libm|libc|libdl|ld-linux-x86-64|ld-linux-aarch64)\.so\.\d+")
 
 
 def dynamic_section(library: Path) -> str:

@@ -54,6 +54,12 @@ class CapacityError : public Error {
   explicit CapacityError(const std::string& message, std::string hint = "");
 };
 
+// A rank of a group died, left, did not come in time or makes another call; the group has ended.
+class CommunicatorError : public Error {
+ public:
+  explicit CommunicatorError(const std::string& message, std::string hint = "");
+};
+
 // Check() found the runtime's own state broken.
 class InvariantError : public Error {
  public:

@@ -1,0 +1,113 @@
+"""A group of several processes."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from .._core import Communicator, DataType
+from ..errors import CommunicatorError, ConfigError
+from .tp_group import TpGroup
+
+DATA_TYPES = {
+    torch.float32: DataType.FLOAT32,
+    torch.bfloat16: DataType.BFLOAT16,
+    torch.float16: DataType.FLOAT16,
+    torch.int32: DataType.INT32,
+}
+POLL_INTERVAL_S = 0.0005
+
+
+class CommunicatorGroup(TpGroup):
+    """A TpGroup over a `_core.Communicator`.
+
+    Args:
+        communicator: has joined its group.
+        device: where this rank's tensors are.
+        timeout_s: how long `barrier` waits for the other ranks.
+        deterministic: sums are added in rank order in float32 at every size, as shared memory does anyway.
+    """
+
+    def __init__(
+        self, communicator: Communicator, device: torch.device, timeout_s: float, deterministic: bool = False
+    ) -> None:
+        self.rank, self.size = communicator.rank, communicator.size
+        self._open: Communicator | None = communicator
+        self._device, self._timeout_s = device, timeout_s
+        self._all_reduce = self._gathered_sum if deterministic and device.type == "cuda" else self._sum
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return self._all_reduce(x.contiguous())
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return self._gathered(x.contiguous()).movedim(0, -2).flatten(-2)
+
+    def broadcast(self, x: Tensor, root: int = 0) -> Tensor:
+        x = x.contiguous()
+        self._communicator.broadcast(x.data_ptr(), x.numel(), _data_type(x), root, self._stream())
+        return x
+
+    def barrier(self) -> None:
+        if self._device.type == "cuda":
+            self._wait_for_device()
+        self._communicator.barrier()
+
+    def poll(self) -> None:
+        self._communicator.poll()
+
+    def abort(self, cause: str) -> None:
+        if (communicator := self._open) is not None:
+            communicator.abort(cause)
+
+    def close(self) -> None:
+        self._open = None
+
+    @property
+    def _communicator(self) -> Communicator:
+        if self._open is None:
+            raise CommunicatorError(f"rank {self.rank} has closed its group")
+        return self._open
+
+    def _stream(self) -> int:
+        if self._device.type == "cpu":
+            return 0
+        handle: int = torch.cuda.current_stream(self._device).cuda_stream
+        return handle
+
+    def _sum(self, x: Tensor) -> Tensor:
+        address = x.data_ptr()
+        self._communicator.all_reduce(address, address, x.numel(), _data_type(x), self._stream())
+        return x
+
+    def _gathered(self, x: Tensor) -> Tensor:
+        """x of every rank, [size, *x.shape]."""
+        out = x.new_empty(self.size, *x.shape)
+        self._communicator.all_gather(x.data_ptr(), out.data_ptr(), x.numel(), _data_type(x), self._stream())
+        return out
+
+    def _gathered_sum(self, x: Tensor) -> Tensor:
+        parts = self._gathered(x)
+        total = parts[0].to(torch.float32 if x.is_floating_point() else x.dtype)
+        for part in parts[1:]:
+            total = total + part
+        return total.to(x.dtype)
+
+    def _wait_for_device(self) -> None:
+        """Until what was queued is done; never inside CUDA, where a rank that died would hold this one."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        deadline = time.monotonic() + self._timeout_s
+        while not event.query():  # type: ignore[no-untyped-call]
+            if time.monotonic() > deadline:
+                self.abort(f"rank {self.rank} has waited {self._timeout_s:g} s for its device at a barrier")
+            self.poll()
+            time.sleep(POLL_INTERVAL_S)
+
+
+def _data_type(x: Tensor) -> DataType:
+    if x.dtype not in DATA_TYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DATA_TYPES)
+        raise ConfigError(f"a collective of {str(x.dtype).removeprefix('torch.')} was asked for; possible: {names}")
+    return DATA_TYPES[x.dtype]
