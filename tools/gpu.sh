@@ -3,10 +3,11 @@
 #
 #   tools/gpu.sh [--out DIR] [--minutes N] [PART...]
 #
-# Parts, in this order: build tests ranks tune kernels bench; default: all. `ranks` needs two GPUs or more. The machine's own python3 is used, with torch,
-# triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist and transformers. DIR (default build/gpu) gets
-# a log of each part, tile tables, and the rows kernels.jsonl and bench.jsonl; --minutes limits the tuning (default 3).
-# $SOURCE_COMMIT names the revision in the rows where the tree came without its history.
+# Parts, in this order: build tests ranks tune kernels bench; default: all. `ranks` needs two GPUs or more. The
+# machine's own python3 is used, with torch, triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist and
+# transformers. DIR (default build/gpu) gets a log of each part, tile tables, and the rows kernels.jsonl and
+# bench.jsonl; --minutes limits the tuning (default 3). $SOURCE_COMMIT names the revision in the rows where the tree
+# came without its history.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 all_parts=(build tests ranks tune kernels bench)
