@@ -3,20 +3,20 @@
 #
 #   tools/gpu.sh [--out DIR] [--minutes N] [PART...]
 #
-# Parts, in this order: build tests ranks tune kernels bench; default: all. `ranks` needs two GPUs or more. The
-# machine's own python3 is used, with torch, triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist and
-# transformers. DIR (default build/gpu) gets a log of each part, tile tables, and the rows kernels.jsonl and
-# bench.jsonl; --minutes limits the tuning (default 3). $SOURCE_COMMIT names the revision in the rows where the tree
-# came without its history.
+# Parts, in this order: build tests ranks tune kernels bench simulation; default: all. `ranks` needs two GPUs or more.
+# The machine's own python3 is used, with torch, triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist
+# and transformers. DIR (default build/gpu) gets a log of each part, tile tables, and the rows kernels.jsonl,
+# bench.jsonl and simulation.jsonl; --minutes limits the tuning (default 3). $SOURCE_COMMIT names the revision in the
+# rows where the tree came without its history.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all_parts=(build tests ranks tune kernels bench)
+all_parts=(build tests ranks tune kernels bench simulation)
 out=build/gpu minutes=3 parts=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --out) out=$2 && shift 2 ;;
     --minutes) minutes=$2 && shift 2 ;;
-    build | tests | ranks | tune | kernels | bench) parts+=("$1") && shift ;;
+    build | tests | ranks | tune | kernels | bench | simulation) parts+=("$1") && shift ;;
     *) echo "unknown argument '$1': one of --out, --minutes, ${all_parts[*]}" >&2 && exit 2 ;;
   esac
 done
@@ -63,7 +63,14 @@ part_bench() {
 }
 suite() { # suite MODEL SCENARIOS [FLAG...]: on random weights of the model's shapes
   run "bench-$1${3:-}" 400 python3 -m runtime bench suite --model "docs/benchmarks/configs/$1" --load-format dummy \
-    --scenarios "$2" --repeat "${REPEAT:-3}" --append "$out/bench.jsonl" "${@:3}"
+    --scenarios "$2" --repeat "${REPEAT:-3}" --append "$out/bench.jsonl" \
+    --step-log "$out/steps-$1${3:-}.jsonl" "${@:3}"
+}
+part_simulation() { # the simulator, calibrated on two scenarios, predicts two others
+  local model=llama-3.1-8b
+  [ -e "$out/steps-$model.jsonl" ] || suite "$model" decode_b64,fixed_1024,mixed_256,prefix_512
+  run simulation 60 python3 -m runtime bench simulation --model "docs/benchmarks/configs/$model" \
+    --step-log "$out/steps-$model.jsonl" --rows "$out/bench.jsonl" --append "$out/simulation.jsonl"
 }
 
 for part in "${parts[@]}"; do "part_$part"; done

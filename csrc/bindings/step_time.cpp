@@ -40,7 +40,7 @@ StepTimeModel MakeModel(
 void BindStepTime(py::module_& m) {
   py::class_<StepFeatures>(m, "StepFeatures", "What a step does, as far as its time depends on it.")
       .def(py::init([](std::int32_t rows, std::int32_t decode_rows, std::int32_t tokens,
-                       std::int64_t decode_tiles, std::int64_t prefill_tiles) {
+                       double decode_tiles, double prefill_tiles) {
              return StepFeatures{rows, decode_rows, tokens, decode_tiles, prefill_tiles};
            }),
            "num_rows"_a, "num_decode_rows"_a, "num_tokens"_a, "num_decode_tiles"_a,

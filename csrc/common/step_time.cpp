@@ -12,18 +12,10 @@ namespace {
 
 using Bucket = StepTimeModel::Bucket;
 
-constexpr std::int64_t kTile = StepFeatures::kTileLen;
+constexpr double kTile = StepFeatures::kTileLen;
 
-std::int64_t Tiles(std::int64_t num_tokens) { return (num_tokens + kTile - 1) / kTile; }
-
-// Tiles at or under the diagonal, for queries [start, start + count) over context from 0.
-std::int64_t PrefillTiles(std::int64_t start, std::int64_t count) {
-  std::int64_t total = 0;
-  for (std::int64_t end = std::min(kTile, count);; end = std::min(end + kTile, count)) {
-    total += Tiles(start + end);
-    if (end == count) return total;
-  }
-}
+// Pairs at or under the diagonal, of queries [start, start + count) and context from 0.
+double NumPairs(double start, double count) { return count * (start + (count + 1.0) / 2.0); }
 
 double Between(double low, double high, double share) { return low + (high - low) * share; }
 
@@ -42,13 +34,13 @@ void StepFeatures::AddDecode(std::int32_t num_computed) {
   ++num_rows;
   ++num_decode_rows;
   ++num_tokens;
-  num_decode_tiles += Tiles(num_computed + 1);
+  num_decode_tiles += (num_computed + 1) / kTile;
 }
 
 void StepFeatures::AddPrefill(std::int32_t num_computed, std::int32_t count) {
   ++num_rows;
   num_tokens += count;
-  num_prefill_tiles += PrefillTiles(num_computed, count);
+  num_prefill_tiles += NumPairs(num_computed, count) / (kTile * kTile);
 }
 
 StepFeatures FeaturesOf(std::span<const std::int32_t> plan) {
@@ -77,8 +69,8 @@ StepTime StepTimeModel::Of(const StepFeatures& features) const {
     const auto high = std::min(above, buckets.end() - 1);
     bucket = Interpolate(*(high - 1), *high, tokens);
   }
-  const double attention = decode_tile_s * static_cast<double>(features.num_decode_tiles) +
-                           prefill_tile_s * static_cast<double>(features.num_prefill_tiles);
+  const double attention =
+      decode_tile_s * features.num_decode_tiles + prefill_tile_s * features.num_prefill_tiles;
   return {bucket.launch_s, bucket.gemm_s, attention, bucket.collective_s,
           host_s + row_s * features.num_rows};
 }

@@ -224,18 +224,18 @@ class StepFeatures:
         num_rows: typing.SupportsInt | typing.SupportsIndex,
         num_decode_rows: typing.SupportsInt | typing.SupportsIndex,
         num_tokens: typing.SupportsInt | typing.SupportsIndex,
-        num_decode_tiles: typing.SupportsInt | typing.SupportsIndex,
-        num_prefill_tiles: typing.SupportsInt | typing.SupportsIndex,
+        num_decode_tiles: typing.SupportsFloat | typing.SupportsIndex,
+        num_prefill_tiles: typing.SupportsFloat | typing.SupportsIndex,
     ) -> None: ...
     @property
     def num_decode_rows(self) -> int: ...
     @property
-    def num_decode_tiles(self) -> int:
+    def num_decode_tiles(self) -> float:
         """
         tiles of TILE_LEN tokens of context by one query
         """
     @property
-    def num_prefill_tiles(self) -> int:
+    def num_prefill_tiles(self) -> float:
         """
         tiles of TILE_LEN tokens of context by TILE_LEN queries
         """

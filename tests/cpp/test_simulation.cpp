@@ -50,13 +50,14 @@ TEST(StepTimeTest, AttentionIsTheSumOfTiles) {
   plan[step_plan::kHeaderRows] = step_plan::kHeaderWords;
   plan.insert(plan.end(), {0, 127, 1, 1, 1, 128, 1, 1, 2, 128, 200, 3});
   const StepFeatures features = FeaturesOf(plan);
-  EXPECT_EQ(features.num_decode_tiles, 1 + 2);
-  EXPECT_EQ(features.num_prefill_tiles, 2 + 3);
+  EXPECT_DOUBLE_EQ(features.num_decode_tiles, (128 + 129) / 128.0);
+  EXPECT_DOUBLE_EQ(features.num_prefill_tiles, 200 * (129 + 328) / 2.0 / (128 * 128));
   StepTimeModel model;
   model.buckets = {{1, 0.0, 0.0, 0.0}};
   model.decode_tile_s = 0.5;
   model.prefill_tile_s = 2.0;
-  EXPECT_DOUBLE_EQ(model.Of(features).total(), 3 * 0.5 + 5 * 2.0);
+  EXPECT_DOUBLE_EQ(model.Of(features).total(),
+                   features.num_decode_tiles * 0.5 + features.num_prefill_tiles * 2.0);
 }
 
 TEST(SimulateTest, OneRequestTakesItsSteps) {

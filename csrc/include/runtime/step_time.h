@@ -8,16 +8,16 @@
 namespace runtime {
 
 // What a step does, as far as its time depends on it. A tile of attention is kTileLen tokens of
-// context by one query token (decode) or by kTileLen of them (prefill, heads of the triangle
-// whole).
+// context by one query token (decode) or by kTileLen of them (prefill); rows count the fraction of
+// tiles that their queries see, as whole ones would hide how a step's time grows with its context.
 struct StepFeatures {
   static constexpr std::int32_t kTileLen = 128;
 
   std::int32_t num_rows = 0;
   std::int32_t num_decode_rows = 0;
   std::int32_t num_tokens = 0;
-  std::int64_t num_decode_tiles = 0;
-  std::int64_t num_prefill_tiles = 0;
+  double num_decode_tiles = 0.0;
+  double num_prefill_tiles = 0.0;
 
   // A row whose token follows `num_computed` others.
   void AddDecode(std::int32_t num_computed);

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from runtime import _core
 from runtime.bench.limits import decode_step_s, on_paper
 from runtime.bench.report import device_name
 from runtime.bench.scenarios import Scenario, decode_prompts, greedy
 from runtime.engine import Knobs
 from runtime.engine.model_runner import ModelRunner, Step
 from runtime.llm import LLM
+from runtime.simulation import StepLog
 
 if TYPE_CHECKING:
     from runtime.basemodel import InferStateInfo
@@ -23,16 +26,22 @@ PHASES = ("prepare_step", "model", "sample")
 
 
 class StepClock:
-    """When each step began, how many rows it decoded (-1: it also had a prompt), and its phases, in seconds.
+    """When each step was launched, how many rows it decoded (-1: it also had a prompt), and its phases, in seconds.
 
     On CUDA a step is launched when the one two before it has ended, so that launches follow each other as steps do.
+
+    Args:
+        log: takes the steps of the runs that are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: StepLog | None = None) -> None:
+        self.log = log
         self.clear()
 
     def clear(self) -> None:
         self.starts: list[float] = []
+        self.steps: list[Step] = []
+        self.features: list[_core.StepFeatures] = []  # with a log only
         self.batches: list[int] = []
         self.phases: dict[str, list[float]] = {name: [] for name in PHASES}
         self.gaps = GapLog()
@@ -48,6 +57,24 @@ class StepClock:
                 phases = {name: times[i] for name, times in self.phases.items() if i < len(times)}
                 found.append((following - start, phases))
         return found
+
+    def timed_steps(self) -> Iterator[tuple[_core.StepFeatures, float]]:
+        """Each step but the last with its seconds: from when the device could begin it to when it could begin the next.
+
+        It can once a step has been launched and the one before has ended. With one step in flight that is the launch,
+        and the host's work between two steps counts; with two it is the end of the step before, unless that came first.
+        """
+        ends = [0.0, *(step.done_at or 0.0 for step in self.steps)]
+        begins = [max(start, end) for start, end in zip(self.starts, ends)]
+        for features, begin, following in zip(self.features, begins, begins[1:]):
+            if features.num_rows > 0:  # otherwise it carried copies alone
+                yield features, following - begin
+
+    def keep(self, scenario: str) -> None:
+        """Adds the steps since the last `clear` to the log, if there is one."""
+        if self.log is not None:
+            for features, seconds in self.timed_steps():
+                self.log.add_features(features, seconds, scenario=scenario)
 
     def mean_decode_step_s(self, batch: int) -> float:
         """Mean time of a step in which `batch` rows decoded."""
@@ -104,7 +131,10 @@ def timed_runner(clock: StepClock, *, phases: bool = False, gaps: bool = False) 
     class TimedRunner(ModelRunner):
         def launch(self, buffer: int) -> Step:
             clock.starts.append(time.perf_counter())
+            if clock.log is not None:  # about 1 us, and the device has a step to do meanwhile
+                clock.features.append(_core.step_features(self._transfers.words[buffer]))
             step = super().launch(buffer)
+            clock.steps.append(step)
             clock.batches.append(step.num_rows if step.is_decode else -1)
             if gaps:
                 clock.gaps.queued()
@@ -140,17 +170,19 @@ def run_once(llm: LLM, scenario: Scenario) -> None:
     llm.reset_prefix_cache()
 
 
-def measure(llm: LLM, clock: StepClock, scenario: Scenario, repeat: int = 3) -> dict[str, Any]:
+def measure(llm: LLM, clock: StepClock, scenario: Scenario, repeat: int = 3, name: str = "") -> dict[str, Any]:
     """Mean milliseconds of a step in which all requests decode, the median of `repeat` runs; `limit` in ms.
 
     Args:
         llm: with a runner of `timed_runner(clock)`.
+        name: of the scenario, for the clock's log.
     """
     times = []
     for i in range(repeat + 1):  # the first one warms up
         clock.clear()
         run_once(llm, scenario)
         if i:
+            clock.keep(name)
             times.append(clock.mean_decode_step_s(scenario.batch))
     step = statistics.median(times)
     row = {"dtype": llm.dtype, "tpot_ms": round(step * 1e3, 4), "tok_s": round(scenario.batch / step, 1)}

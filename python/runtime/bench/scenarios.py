@@ -5,6 +5,7 @@ All of them use random token ids, `ignore_eos` and no detokenising, so that only
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,6 +25,10 @@ class Scenario:
     batch: int
     input_len: int = 1000
     output_len: int = 256
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        return (Request(own_len=self.input_len, output_len=self.output_len),) * self.batch
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,6 @@ class Offline:
     requests: tuple[Request, ...]
     temperature: float
     counted: str
-
-    @property
-    def longest(self) -> int:
-        return max(one.input_len + one.output_len for one in self.requests)
 
     def num_tokens(self) -> int:
         """As `counted` says."""
@@ -90,6 +91,21 @@ def latency_scenario(name: str) -> Scenario:
 
 def offline_scenario(name: str) -> Offline:
     return _chosen(name, OFFLINE)()
+
+
+def requests_of(name: str) -> tuple[Request, ...]:
+    """The requests of any scenario, in the order in which they are submitted."""
+    known: dict[str, Callable[[], Scenario | Offline]] = {
+        **{name: functools.partial(latency_scenario, name) for name in LATENCY},
+        **OFFLINE,
+    }
+    return _chosen(name, known)().requests
+
+
+def fit(requests: Sequence[Request]) -> dict[str, int]:
+    """Arguments of an LLM that serves them: all at once, up to 256."""
+    longest = max(one.input_len + one.output_len for one in requests)
+    return {"max_num_seqs": min(256, len(requests)), "max_model_len": longest}
 
 
 def _chosen(name: str, known: dict[str, T]) -> T:

@@ -1,4 +1,4 @@
-"""Measure latency, throughput, the scheduler or its policies; a row is one JSON object."""
+"""Measure latency, throughput, the scheduler or its policies, or check the simulator; a row is one JSON object."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="what", required=True, metavar="{latency,suite,scheduler,admission,fairness}")
+    verbs = parser.add_subparsers(
+        dest="what", required=True, metavar="{latency,suite,scheduler,simulation,admission,fairness}"
+    )
     latency = verbs.add_parser("latency", help="mean time of a decode step")
     latency.add_argument("--scenario", help="decode_b1, decode_b8, decode_b64, decode_b256 or decode_b8_long")
     latency.add_argument("--batch", type=int, help="requests; with --in and --out instead of a scenario")
@@ -26,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     latency.add_argument("--gaps", action="store_true", help="the time between two steps on a GPU")
     suite = verbs.add_parser("suite", help="many scenarios on one engine")
     suite.add_argument("--scenarios", required=True, metavar="NAMES", help="with commas between; 'help' lists them")
+    suite.add_argument("--step-log", metavar="FILE", help="write each step of the measured runs, for a calibration")
     for verb in (latency, suite):
         verb.add_argument("--model", metavar="DIR", help="folder of a checkpoint; default: the built-in model")
         verb.add_argument("--repeat", type=int, default=3, help="runs, of which the median counts")
@@ -37,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scheduler.add_argument("--event-log", metavar="FILE", help="record events and decisions meanwhile")
     scheduler.add_argument("--prefix-hit", action="store_true", help="submit and plan a prompt that is cached instead")
     scheduler.add_argument("--in", type=int, dest="input_len", default=8192, help="tokens of that prompt")
+    simulation = verbs.add_parser("simulation", help="measured scenarios beside the simulator's prediction of them")
+    simulation.add_argument("--step-log", metavar="FILE", required=True, help="written by the suite: step times")
+    simulation.add_argument("--rows", metavar="FILE", required=True, help=".jsonl file of the suite's rows")
+    simulation.add_argument("--model", metavar="DIR", help="folder with config.json; default: the built-in model")
+    simulation.add_argument(
+        "--calibrate-on", metavar="NAMES", default="decode_b64,fixed_1024", help="with commas between"
+    )
+    simulation.add_argument("--scenarios", metavar="NAMES", default="mixed_256,prefix_512", help="that are predicted")
     admission = verbs.add_parser("admission", help="the modes of admission side by side, simulated")
     admission.add_argument("--num-requests", type=int, default=12000, help="of each workload")
     fairness = verbs.add_parser(
@@ -44,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for verb in (admission, fairness):
         verb.add_argument("--config", metavar="DIR", required=True, help="folder with config.json: step times")
-    for verb in (latency, suite, scheduler, admission, fairness):
+    for verb in (latency, suite, scheduler, simulation, admission, fairness):
         verb.add_argument("--json", action="store_true", help="print rows as JSON")
         verb.add_argument("--append", metavar="FILE", help="add the rows to a .jsonl file")
 
@@ -56,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         "latency": _latency,
         "suite": _suite,
         "scheduler": _scheduler,
+        "simulation": _simulation,
         "admission": _admission,
         "fairness": _fairness,
     }
@@ -103,7 +115,7 @@ def _suite(args: argparse.Namespace) -> Iterator[Row]:
         return
     arguments = engine_arguments(args)
     fitted = {name: value for name, value in arguments.items() if name not in ("max_num_seqs", "max_model_len")}
-    for row in suite.run(args.model, args.scenarios.split(","), fitted, args.repeat):
+    for row in suite.run(args.model, args.scenarios.split(","), fitted, args.repeat, args.step_log):
         yield {**_head(args), **row, **_environment(None)}
 
 
@@ -127,6 +139,20 @@ def _scheduler(args: argparse.Namespace) -> Iterator[Row]:
         found = scheduler.measure(args.batch, num_steps=args.steps, event_log=args.event_log)
         found |= scheduler.measure_admission(args.batch)
     yield {"engine": "runtime", **scenario, **found, **_environment("cpu")}
+
+
+def _simulation(args: argparse.Namespace) -> Iterator[Row]:
+    from runtime.bench.simulation import compare
+
+    rows = compare(
+        args.step_log,
+        args.rows,
+        model=args.model,
+        calibrated_on=args.calibrate_on.split(","),
+        scenarios=args.scenarios.split(","),
+    )
+    for row in rows:
+        yield {"engine": "simulated", **row, **_environment("cpu")}
 
 
 def _admission(args: argparse.Namespace) -> Iterator[Row]:

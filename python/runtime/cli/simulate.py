@@ -6,12 +6,14 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from runtime.bench.scenarios import Request
     from runtime.simulation import Report, Settings, Slo, StepTimes, Workload
     from runtime.simulation.run import Trace
 
@@ -44,6 +46,7 @@ _SETTING_FLAGS = (
     "report_interval_s",
     "num_threads",
 )
+_SCENARIO_SETTINGS = {"block_size": 64}  # of an engine on CUDA
 _SLO_FLAGS = {
     "ttft_ms": "to the first token",
     "tpot_ms": "for each further token",
@@ -56,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_device_arguments(parser.add_argument_group("step times"))
     workload = parser.add_argument_group("workload")
     workload.add_argument("--workload", default="azure-conversation", metavar="NAME", help="see docs/simulation.md")
+    workload.add_argument("--scenario", metavar="NAME", help="requests of a benchmark, all there at the start, instead")
     workload.add_argument("--trace", metavar="FILE", help="requests from a .csv or .jsonl file instead")
     for name, (kind, text) in _WORKLOAD_FLAGS.items():
         workload.add_argument(_flag(name), type=kind, help=text)
@@ -82,14 +86,19 @@ def run(args: argparse.Namespace) -> int:
         return _replay(args)
     from runtime.simulation import find_capacity, simulate
 
+    _complete_settings(args)
+
     times, slo = _step_times(args), _slo(args)
     settings = _settings(args, times)
     workload = _requests(args, settings)
     if not args.find_capacity:
         report = simulate(workload, settings, slo)
         return _write(args, report, _scenario(args, times) | report.figures)
-    if args.trace:
-        raise ConfigError("--find-capacity changes the rate, which a trace does not have", hint="give --workload NAME")
+    if args.trace or args.scenario:
+        raise ConfigError(
+            f"--find-capacity changes the rate, which a {'trace' if args.trace else 'scenario'} does not have",
+            hint="give --workload NAME",
+        )
     capacity = find_capacity(workload, settings, slo, share=args.slo_share)  # type: ignore[arg-type]
     found = {"capacity_per_s": capacity.rate, "tried": capacity.tried}
     return _write(args, capacity.report, _scenario(args, times) | found | capacity.report.figures)
@@ -110,7 +119,12 @@ def _add_device_arguments(group: argparse._ArgumentGroup) -> None:
 
     group.add_argument("--config", metavar="DIR", help="folder with config.json: a roofline of this model")
     group.add_argument("--calibration", metavar="FILE", help="a calibration file")
-    group.add_argument("--calibrate", metavar="FILE", help="fit to a recorded run: JSON lines of steps")
+    group.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="fit to recorded steps, JSON lines; --config beside it ties attention to products",
+    )
+    group.add_argument("--calibrate-on", metavar="NAMES", help="only to the steps of these scenarios; commas between")
     group.add_argument("--save-calibration", metavar="FILE", help="write the step times that are used")
     group.add_argument("--tp", type=int, default=1, help="devices that share the model")
     device = Device()
@@ -125,7 +139,7 @@ def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
     defaults = Settings(step_times=StepTimes(buckets=()))
     for name in _SETTING_FLAGS:
         value = getattr(defaults, name)
-        group.add_argument(_flag(name), type=type(value), default=value, help="see Settings")
+        group.add_argument(_flag(name), type=type(value), help=f"see Settings; default: {value}")
     group.add_argument("--kv-tokens", type=int, help="tokens that the KV pool of a replica holds")
     group.add_argument("--num-blocks", type=int, help="the same in blocks")
     group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True, help=" ")
@@ -140,9 +154,11 @@ def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _step_times(args: argparse.Namespace) -> StepTimes:
-    from runtime.simulation import Device, calibrate, load_calibration, roofline
+    from runtime.simulation import Device, calibrate, load_calibration, roofline, tile_tokens
 
     sources = [name for name in ("config", "calibration", "calibrate") if getattr(args, name)]
+    if args.calibrate and args.config:
+        sources.remove("config")
     if len(sources) != 1:
         raise ConfigError(
             f"{len(sources)} sources of step times: exactly one is needed",
@@ -151,13 +167,35 @@ def _step_times(args: argparse.Namespace) -> StepTimes:
     if args.calibration:
         times = load_calibration(args.calibration)
     elif args.calibrate:
-        times = calibrate(args.calibrate)
+        scenarios = args.calibrate_on.split(",") if args.calibrate_on else ()
+        tokens = tile_tokens(args.config) if args.config else None
+        times = calibrate(args.calibrate, scenarios=scenarios, tile_tokens=tokens)
     else:
         device = Device(**{name: getattr(args, name) for name in _DEVICE_FLAGS})
         times = roofline(args.config, device, tp=args.tp, max_num_seqs=args.max_num_seqs)
     if args.save_calibration:
         times.save(args.save_calibration)
     return times
+
+
+def _complete_settings(args: argparse.Namespace) -> None:
+    """Settings that were not given: those of the engine that a scenario is measured with, or the defaults."""
+    from runtime.bench.scenarios import fit
+    from runtime.simulation import Settings, StepTimes
+
+    fitted: dict[str, Any] = {**_SCENARIO_SETTINGS, **fit(_scenario_requests(args))} if args.scenario else {}
+    defaults = Settings(step_times=StepTimes(buckets=()), **fitted)
+    for name in _SETTING_FLAGS:
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(defaults, name))
+
+
+def _scenario_requests(args: argparse.Namespace) -> Sequence[Request]:
+    from runtime.bench.scenarios import requests_of
+
+    if args.trace:
+        raise ConfigError("--trace and --scenario both say what is asked: give one of them")
+    return requests_of(args.scenario)
 
 
 def _settings(args: argparse.Namespace, times: StepTimes) -> Settings:
@@ -192,15 +230,19 @@ def _slo(args: argparse.Namespace) -> Slo:
 
 
 def _requests(args: argparse.Namespace, settings: Settings) -> Workload | Trace:
+    from runtime.bench.simulation import trace_of
     from runtime.simulation import read_trace
     from runtime.simulation.workloads import with_changes, workload_named
 
     given = {name: getattr(args, name) for name in _WORKLOAD_FLAGS}
-    if not args.trace:
+    if not args.trace and not args.scenario:
         return with_changes(workload_named(args.workload), **_without_rate_if_closed(given))
     for name, value in given.items():
         if value is not None:
-            raise ConfigError(f"{_flag(name)} describes made-up requests: a trace has its own")
+            source = "scenario" if args.scenario else "trace"
+            raise ConfigError(f"{_flag(name)} describes made-up requests: a {source} has its own")
+    if args.scenario:
+        return trace_of(_scenario_requests(args))
     return read_trace(args.trace, max_len=settings.replica().max_len)
 
 
@@ -228,7 +270,7 @@ def _scenario(args: argparse.Namespace, times: StepTimes) -> dict[str, Any]:
         *_WORKLOAD_FLAGS,
     )
     chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    source = Path(args.trace).name if args.trace else args.workload
+    source = Path(args.trace).name if args.trace else args.scenario or args.workload
     return {"engine": "simulated", "scenario": source, "step_times": times.source, **chosen}
 
 

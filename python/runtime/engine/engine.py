@@ -75,6 +75,7 @@ class Engine:
         self.max_model_len: int
         self.vocab_size: int
         self.dtype: str
+        self.num_steps_in_flight: int
         self.memory: Memory
         self._knobs = knobs
         self._scheduler: _core.Scheduler
@@ -291,7 +292,7 @@ class Engine:
         self._describe(loaded)
         if self.device == "cpu":
             torch.set_num_threads(loaded.num_threads)
-        self._max_in_flight = steps
+        self.num_steps_in_flight = steps
         self._scheduler = loaded.make_scheduler(num_steps_in_flight=steps, preempt_every=knobs.preempt_every)
         with loaded.meter.guard(loaded.plan):
             self._make_runner(loaded, num_plan_buffers=steps + 1)
@@ -358,7 +359,7 @@ class Engine:
         return self._scheduler.update(step.number, step.token_ids)
 
     def _launch(self, in_flight: deque[Step]) -> None:
-        while len(in_flight) < self._max_in_flight:
+        while len(in_flight) < self.num_steps_in_flight:
             buffer = self._scheduler.schedule()
             if buffer < 0:
                 return

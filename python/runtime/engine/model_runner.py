@@ -38,19 +38,19 @@ class Step:
         self.num_rows = header[sp.NUM_ROWS]
         self.is_decode = header[sp.NUM_DECODE_ROWS] == self.num_rows
         self.launched_at = time.perf_counter()
+        self.done_at: float | None = None  # when `wait` saw its end
         self.event: torch.cuda.Event | None = None
         self.scored: dict[int, ScoredRow] = {}
         self._outputs = outputs.views
 
     def wait(self, timeout_s: float) -> None:
         """Returns once the results are on the host. Polls, so that no thread blocks inside CUDA."""
-        if self.event is None:
-            return
         deadline = time.monotonic() + timeout_s
-        while not self.event.query():  # type: ignore[no-untyped-call]
+        while self.event is not None and not self.event.query():  # type: ignore[no-untyped-call]
             if time.monotonic() > deadline:
                 raise EngineDeadError(f"step {self.number} did not finish within step_timeout={timeout_s} s")
             time.sleep(_POLL_S)
+        self.done_at = time.perf_counter()
 
     @property
     def token_ids(self) -> Words:

@@ -198,6 +198,12 @@ def kv_tokens(
     return int(free // shape.kv_bytes(tp, kv_bytes))
 
 
+def tile_tokens(model_dir: str | Path) -> float:
+    """Tokens whose matrix products are as many operations as a tile of prefill attention."""
+    shape = _shape(model_dir)
+    return 4 * _TILE * _TILE * shape.heads * shape.head_dim * shape.layers / (2 * shape.active)
+
+
 def _shape(model_dir: str | Path) -> ModelShape:
     from runtime.loader.model_config import read_config
 

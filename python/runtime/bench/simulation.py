@@ -1,0 +1,126 @@
+"""The simulator against the engine: the same requests under the virtual clock, beside what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime import _core
+from runtime.bench.scenarios import OFFLINE, Request, requests_of
+from runtime.config import BUILTIN_MODEL
+from runtime.errors import ConfigError, did_you_mean
+from runtime.simulation import Report, Settings, StepTimes, calibrate, simulate, tile_tokens
+
+CALIBRATED_ON = ("decode_b64", "fixed_1024")
+PREDICTED = ("mixed_256", "prefix_512")
+_MEASURED = ("s", "ttft_p99_ms", "submit_s", "settings")
+_NANOSECONDS = 1e9
+
+Row = dict[str, Any]
+
+
+def trace_of(requests: Sequence[Request], submit_s: float = 0.0) -> npt.NDArray[Any]:
+    """The requests as a trace, in their order; dtype `_core.simulated_request`.
+
+    Args:
+        submit_s: from the first arrival to the last, at even steps: an engine starts before all have been submitted.
+    """
+    trace = np.zeros(len(requests), dtype=_core.simulated_request)
+    trace["arrival_ns"] = np.linspace(0.0, submit_s * _NANOSECONDS, len(requests)).astype(np.int64)
+    trace["prefix_id"] = [0 if one.shared_len else -1 for one in requests]
+    trace["prefix_len"] = [one.shared_len for one in requests]
+    trace["prompt_len"] = [one.input_len for one in requests]
+    # they end by length, which the scheduler knows
+    trace["output_len"] = trace["max_tokens"] = [one.output_len for one in requests]
+    return trace
+
+
+def predict(scenario: str, times: StepTimes, settings: dict[str, Any], submit_s: float = 0.0) -> Report:
+    """One scenario under the virtual clock.
+
+    Args:
+        settings: arguments of `runtime.simulation.Settings`, as a measured row has them.
+    """
+    return simulate(trace_of(requests_of(scenario), submit_s), Settings(step_times=times, **settings))
+
+
+def compare(
+    step_log: str | Path,
+    rows: str | Path,
+    *,
+    model: str | Path | None = None,
+    calibrated_on: Collection[str] = CALIBRATED_ON,
+    scenarios: Collection[str] = PREDICTED,
+) -> Iterator[Row]:
+    """One row a scenario: the newest measured one, its prediction, and the error of the prediction in percent.
+
+    Args:
+        step_log: from `runtime bench suite --step-log`.
+        rows: .jsonl file of measured rows, from the same device and model.
+        model: folder with the model's config.json; None: the built-in model.
+
+    Raises:
+        ConfigError: a scenario was not measured, or not with what a prediction needs.
+    """
+    model_dir = BUILTIN_MODEL if model is None else Path(model)
+    name = "builtin" if model is None else model_dir.resolve().name
+    times = calibrate(step_log, scenarios=calibrated_on, tile_tokens=tile_tokens(model_dir))
+    for scenario in scenarios:
+        if scenario not in OFFLINE:
+            raise ConfigError(
+                f"unknown scenario {scenario!r}{did_you_mean(scenario, OFFLINE)}", hint=", ".join(OFFLINE)
+            )
+        measured = _newest(Path(rows), scenario, name)
+        figures = predict(scenario, times, measured["settings"], measured["submit_s"]).figures
+        seconds, ttft_ms = figures["duration_s"], figures["ttft_ms"]["p99"]
+        yield {
+            "model": name,
+            "scenario": scenario,
+            "calibrated_on": list(calibrated_on),
+            "step_times": times.source,
+            "measured_s": measured["s"],
+            "s": round(seconds, 4),
+            "error_pct": _error_pct(seconds, measured["s"]),
+            "measured_ttft_p99_ms": measured["ttft_p99_ms"],
+            "ttft_p99_ms": round(ttft_ms, 2),
+            "ttft_error_pct": _error_pct(ttft_ms, measured["ttft_p99_ms"]),
+            "measured_on": measured.get("device"),
+            "measured_commit": measured.get("commit"),
+        }
+
+
+def _error_pct(predicted: float, measured: float) -> float:
+    return round(100 * (predicted / measured - 1), 2)
+
+
+def _newest(path: Path, scenario: str, model: str) -> Row:
+    """The last measured row of a scenario, with what a prediction needs."""
+    asked = {"engine": "runtime", "scenario": scenario, "model": model}
+    # of the engine that wrote the log; the deterministic one is another
+    found = [row for row in _read_rows(path) if asked.items() <= row.items() and "deterministic" not in row]
+    if not found:
+        raise ConfigError(f"{path} has no measured row of {scenario} with {model}", hint="--model DIR says which model")
+    for name in _MEASURED:
+        if name not in found[-1]:
+            raise ConfigError(f"{path}: the row of {scenario} has no {name}", hint="measure it again with this version")
+    return found[-1]
+
+
+def _read_rows(path: Path) -> Iterator[Row]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}, line {number}: must be an object")
+        yield row
