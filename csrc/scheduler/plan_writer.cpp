@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/check.h"
+#include "common/siphash.h"
 
 namespace runtime {
 
@@ -114,9 +115,9 @@ void PlanWriter::Write(std::int32_t step, const StepDraft& draft, std::span<std:
   header.PutZeros(2);
 
   const auto words = buffer.first(static_cast<std::size_t>(end.offset()));
-  decision_hash_ = SipHash128(decision_hash_, std::as_bytes(words));
-  buffer[plan::kHeaderHashLow] = static_cast<std::int32_t>(decision_hash_.low);
-  buffer[plan::kHeaderHashHigh] = static_cast<std::int32_t>(decision_hash_.low >> 32);
+  decision_hash_ = SipHash13({decision_hash_, 0}, std::as_bytes(words));
+  buffer[plan::kHeaderHashLow] = static_cast<std::int32_t>(decision_hash_);
+  buffer[plan::kHeaderHashHigh] = static_cast<std::int32_t>(decision_hash_ >> 32);
 }
 
 void PlanWriter::WriteRows(const StepDraft& draft, PackedWriter& out) {

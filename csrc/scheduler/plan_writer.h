@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "common/packed_writer.h"
-#include "common/siphash.h"
 #include "runtime/scheduler.h"
 #include "runtime/step_plan.h"
 #include "scheduler/request.h"
@@ -71,7 +70,7 @@ class PlanWriter {
   std::int64_t max_list_words_;
   std::int64_t max_copies_;
   std::int64_t capacity_;
-  Hash128 decision_hash_;
+  std::uint64_t decision_hash_ = 0;
   std::int32_t max_len_ = 0;
   bool greedy_only_ = true;
 };

@@ -27,10 +27,21 @@ TEST(SipHash128Test, MatchesTheAuthorsVectors) {
   EXPECT_EQ(SipHash128(kKey, Bytes(64)), (Hash128{0x3fcdd4c07d07af1e, 0x4ba75836384dad8c}));
 }
 
-TEST(SipHash128Test, EveryLengthAndKeyCounts) {
+// hash(bytes(range(n))) of CPython 3.11, whose hash this is, with PYTHONHASHSEED=0
+TEST(SipHash13Test, MatchesAnotherImplementation) {
+  EXPECT_EQ(SipHash13({}, Bytes(1)), 0x68a914128e01e473u);
+  EXPECT_EQ(SipHash13({}, Bytes(7)), 0x2f098ab0c751325au);
+  EXPECT_EQ(SipHash13({}, Bytes(8)), 0xead411e67ebe2eeau);
+  EXPECT_EQ(SipHash13({}, Bytes(15)), 0xf30eb725bb91c9eau);
+  EXPECT_EQ(SipHash13({}, Bytes(64)), 0x75e05fd5bbc870c6u);
+}
+
+TEST(SipHashTest, EveryLengthAndKeyCounts) {
   for (std::size_t n = 0; n < 40; ++n) {
     EXPECT_NE(SipHash128(kKey, Bytes(n)), SipHash128(kKey, Bytes(n + 1))) << n;
     EXPECT_NE(SipHash128(kKey, Bytes(n)), SipHash128({}, Bytes(n))) << n;
+    EXPECT_NE(SipHash13(kKey, Bytes(n)), SipHash13(kKey, Bytes(n + 1))) << n;
+    EXPECT_NE(SipHash13(kKey, Bytes(n)), SipHash13({}, Bytes(n))) << n;
   }
 }
 
