@@ -1,8 +1,10 @@
 #include "runtime/block_allocator.h"
 
+#include <bit>
 #include <string>
 #include <utility>
 
+#include "common/cache_line.h"
 #include "common/check.h"
 #include "runtime/error.h"
 
@@ -23,14 +25,15 @@ BlockRef::~BlockRef() {
 
 BlockRef BlockRef::Share() const { return allocator_->Share(id_); }
 
-BlockAllocator::BlockAllocator(std::int32_t num_blocks)
-    : num_blocks_(num_blocks), num_free_(num_blocks) {
+BlockAllocator::BlockAllocator(std::int32_t num_blocks) : num_blocks_(num_blocks), num_free_(0) {
   if (num_blocks < 1) {
     throw ConfigError("num_blocks=" + std::to_string(num_blocks) + ": must be at least 1",
                       "num_kv_blocks or kv_cache_memory_bytes sets it");
   }
   slots_.resize(static_cast<std::size_t>(num_blocks) + 1);
-  for (BlockId block = 1; block <= num_blocks; ++block) LinkAfter(block, block - 1);
+  queue_.resize(std::bit_ceil(2 * static_cast<std::size_t>(num_blocks)));
+  mask_ = static_cast<std::uint32_t>(queue_.size() - 1);
+  for (BlockId block = 1; block <= num_blocks; ++block) Enqueue(block, /*at_front=*/false);
 }
 
 BlockAllocator::~BlockAllocator() {
@@ -51,7 +54,9 @@ BlockRef BlockAllocator::Share(BlockId block) {
   return BlockRef(*this, block);
 }
 
-void BlockAllocator::SetCached(BlockId block, bool cached) { slot(block).cached = cached; }
+void BlockAllocator::SetContent(BlockId block, std::int32_t content) {
+  slot(block).content = content;
+}
 
 BlockAllocator::Slot& BlockAllocator::slot(BlockId block) {
   Ensure(block >= 1 && block <= num_blocks_, "block ids run from 1 to num_blocks");
@@ -63,23 +68,33 @@ const BlockAllocator::Slot& BlockAllocator::slot(BlockId block) const {
 }
 
 BlockId BlockAllocator::TakeFree() {
-  BlockId block = slots_[0].next;
-  if (slot(block).cached) {
+  BlockId block = queued(front_);
+  if (is_cached(block)) {
     block = listener_->Victim(block);
     listener_->OnEvict(block);
-    slot(block).cached = false;
+    slot(block).content = 0;
   }
-  Unlink(block);
+  Dequeue(block);
   slot(block).num_owners = 1;
+  ForetellEvictions();
   return block;
+}
+
+void BlockAllocator::ForetellEvictions() const {
+  constexpr std::uint32_t kAhead = 4;  // evictions that take as long as a read from memory
+  const BlockId next = queued(front_ + kAhead);
+  const BlockId later = queued(front_ + 2 * kAhead);
+  FetchLine(&slots_[static_cast<std::size_t>(queued(front_ + 3 * kAhead))]);
+  if (next == kNoBlock || later == kNoBlock) return;
+  if (is_cached(next) && is_cached(later)) listener_->OnEvictSoon(next, later);
 }
 
 void BlockAllocator::AddOwner(BlockId block) {
   Slot& shared = slot(block);
-  Ensure(shared.num_owners > 0 || shared.cached, "a shared block is owned or cached");
+  Ensure(shared.num_owners > 0 || shared.content != 0, "a shared block is owned or cached");
   num_shared_ += ++shared.num_owners == 2;
   if (shared.num_owners > 1) return;
-  Unlink(block);
+  Dequeue(block);
   if (listener_ != nullptr) listener_->OnShare(block);
 }
 
@@ -88,24 +103,34 @@ void BlockAllocator::RemoveOwner(BlockId block) {
   Ensure(owned.num_owners > 0, "a block is released once by each owner");
   num_shared_ -= --owned.num_owners == 1;
   if (owned.num_owners > 0) return;
-  LinkAfter(block, owned.cached ? slots_[0].prev : kNoBlock);
+  const bool is_cached = owned.content != 0;
+  Enqueue(block, /*at_front=*/!is_cached);
+  if (is_cached && listener_ != nullptr) listener_->OnFree(block);
+}
+
+void BlockAllocator::Enqueue(BlockId block, bool at_front) {
+  if (back_ - front_ == queue_.size()) CloseHoles();
+  const std::uint32_t place = at_front ? --front_ : back_++;
+  queued(place) = block;
+  slot(block).place = place;
   ++num_free_;
-  if (owned.cached && listener_ != nullptr) listener_->OnFree(block);
 }
 
-void BlockAllocator::Unlink(BlockId block) {
-  Slot& unlinked = slot(block);
-  slots_[static_cast<std::size_t>(unlinked.prev)].next = unlinked.next;
-  slots_[static_cast<std::size_t>(unlinked.next)].prev = unlinked.prev;
+void BlockAllocator::Dequeue(BlockId block) {
+  queued(slot(block).place) = kNoBlock;
   --num_free_;
+  while (front_ != back_ && queued(front_) == kNoBlock) ++front_;
 }
 
-void BlockAllocator::LinkAfter(BlockId block, BlockId prev) {
-  const BlockId next = slots_[static_cast<std::size_t>(prev)].next;
-  slot(block).prev = prev;
-  slot(block).next = next;
-  slots_[static_cast<std::size_t>(prev)].next = block;
-  slots_[static_cast<std::size_t>(next)].prev = block;
+void BlockAllocator::CloseHoles() {
+  std::uint32_t place = front_;
+  for (std::uint32_t from = front_; from != back_; ++from) {
+    const BlockId block = std::exchange(queued(from), kNoBlock);
+    if (block == kNoBlock) continue;
+    slot(block).place = place;
+    queued(place++) = block;
+  }
+  back_ = place;
 }
 
 void BlockAllocator::Check() const {
@@ -116,11 +141,14 @@ void BlockAllocator::Check() const {
   }
   Hold(num_shared == num_shared_, "blocks with several owners are counted");
   std::int32_t num_listed = 0;
-  for (BlockId block = slots_[0].next; block != kNoBlock; block = slot(block).next) {
-    Hold(num_owners(block) == 0, "a block in the free list has no owner");
-    Hold(++num_listed <= num_blocks_, "a block stands in the free list once");
+  for (std::uint32_t place = front_; place != back_; ++place) {
+    const BlockId block = queued(place);
+    if (block == kNoBlock) continue;
+    Hold(num_owners(block) == 0, "a block in the free queue has no owner");
+    Hold(slot(block).place == place, "a block stands in the free queue once");
+    ++num_listed;
   }
-  Hold(num_listed == num_unowned, "every block without an owner is in the free list");
+  Hold(num_listed == num_unowned, "every block without an owner is in the free queue");
   Hold(num_listed == num_free_, "free blocks are counted");
 }
 

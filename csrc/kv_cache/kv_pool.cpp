@@ -67,8 +67,11 @@ void KvPool::Extend(KvShare& share, std::int32_t count) {
 void KvPool::Publish(KvShare& share, std::span<const TokenId> tokens, std::int32_t num_final) {
   if (!options_.enable_prefix_caching) return;
   const std::int32_t num_full = num_final >> block_shift_;
-  while (share.chain.open && share.chain.num_indexed < num_full) {
-    cache_.Publish(share.chain, tokens, share.table, num_available() > 0);
+  PrefixChain& chain = share.chain;
+  if (!chain.open || chain.num_indexed >= num_full) return;
+  cache_.ExtendHashes(chain, tokens, num_full);
+  while (chain.open && chain.num_indexed < num_full) {
+    cache_.Publish(chain, tokens, share.table, num_available() > 0);
   }
 }
 

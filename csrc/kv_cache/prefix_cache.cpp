@@ -1,23 +1,35 @@
 #include "kv_cache/prefix_cache.h"
 
 #include <algorithm>
-#include <bit>
+#include <utility>
 
 #include "common/check.h"
 
 namespace runtime {
 
+namespace {
+
+std::size_t NumBlocks(const BlockAllocator& device, const BlockAllocator* host) {
+  const std::int64_t on_host = host == nullptr ? 0 : host->num_blocks();
+  return static_cast<std::size_t>(device.num_blocks() + on_host);
+}
+
+std::uint32_t TableHash(const PrefixChain& chain, std::int32_t index) {
+  return static_cast<std::uint32_t>(chain.hashes[static_cast<std::size_t>(index)]);
+}
+
+}  // namespace
+
 PrefixCache::PrefixCache(BlockAllocator& device, BlockAllocator* host, const Options& options)
     : options_(options),
       hash_key_{options.hash_seed, ~options.hash_seed},
-      device_(device, options.eviction, *this) {
-  if (host != nullptr) host_ = std::make_unique<Tier>(*host, options.eviction, *this);
-  const auto num_blocks = device.num_blocks() + (host == nullptr ? 0 : host->num_blocks());
-  const auto num_nodes = static_cast<std::size_t>(num_blocks);
-  nodes_.resize(num_nodes + 1);
-  tokens_.resize((num_nodes + 1) * static_cast<std::size_t>(options.block_size));
-  slots_.resize(std::bit_ceil(2 * num_nodes));
-  free_nodes_.reserve(num_nodes);
+      nodes_(NumBlocks(device, host) + 1),
+      table_(NumBlocks(device, host)),
+      tokens_(nodes_.size() * static_cast<std::size_t>(options.block_size)),
+      device_(device, options.eviction, nodes_, &PrefixNode::device, *this) {
+  if (host != nullptr) {
+    host_ = std::make_unique<Tier>(*host, options.eviction, nodes_, &PrefixNode::host, *this);
+  }
   Clear();
 }
 
@@ -27,13 +39,13 @@ PrefixCache::Found PrefixCache::Match(PrefixChain& chain, std::span<const TokenI
   matched_on_host_.clear();
   NodeId parent = kNoNode;
   for (std::int32_t index = 0; index < max_blocks; ++index) {
-    ExtendKeys(chain, tokens, index + 1);
-    const NodeId id = Find(chain.keys[static_cast<std::size_t>(index)]);
-    if (id == kNoNode || !Holds(id, parent, chain.salt, BlockTokens(tokens, index))) break;
-    if (node(id).on_device != kNoBlock) {
-      matched_.push_back(node(id).on_device);
+    ExtendHashes(chain, tokens, index + 1);
+    const NodeId id = Find(chain, index, parent, BlockTokens(tokens, index));
+    if (id == kNoNode) break;
+    if (node(id).device.block != kNoBlock) {
+      matched_.push_back(node(id).device.block);
     } else {
-      matched_on_host_.push_back(node(id).on_host);
+      matched_on_host_.push_back(node(id).host.block);
     }
     parent = id;
   }
@@ -54,19 +66,13 @@ void PrefixCache::Publish(PrefixChain& chain, std::span<const TokenId> tokens,
                           const BlockTable& table, bool may_hold_twin) {
   const std::int32_t index = chain.num_indexed;
   const std::span<const TokenId> block_tokens = BlockTokens(tokens, index);
-  ExtendKeys(chain, tokens, index + 1);
-  NodeId id = Find(chain.keys[static_cast<std::size_t>(index)]);
-  const bool is_new = id == kNoNode;
-  if (is_new) id = MakeNode(chain, block_tokens);
-  const BlockId twin = node(id).on_device;
-  if (!is_new) {
-    const bool can_hold =
-        twin == kNoBlock || may_hold_twin || device_.allocator().num_owners(twin) > 0;
-    chain.open = can_hold && Holds(id, chain.tail, chain.salt, block_tokens);
-    if (!chain.open) return;
-  }
+  NodeId id = Find(chain, index, chain.tail, block_tokens);
+  if (id == kNoNode) id = MakeNode(chain, block_tokens);
+  const BlockId twin = node(id).device.block;
+  chain.open = twin == kNoBlock || may_hold_twin || device_.allocator().num_owners(twin) > 0;
+  if (!chain.open) return;
   if (twin == kNoBlock) {
-    PlaceOnDevice(id, table[index]);
+    device_.Insert(table[index], id);
   } else {
     chain.twins.emplace_back(index, device_.allocator().Share(twin));
   }
@@ -85,9 +91,9 @@ void PrefixCache::Release(PrefixChain& chain, BlockTable& table) {
 
 std::span<const BlockId> PrefixCache::Unstored(const PrefixChain& chain) {
   matched_.clear();
-  for (NodeId id = chain.tail; id != kNoNode && node(id).on_host == kNoBlock;
+  for (NodeId id = chain.tail; id != kNoNode && node(id).host.block == kNoBlock;
        id = node(id).parent) {
-    matched_.push_back(node(id).on_device);
+    matched_.push_back(node(id).device.block);
   }
   std::ranges::reverse(matched_);
   return matched_;
@@ -96,7 +102,7 @@ std::span<const BlockId> PrefixCache::Unstored(const PrefixChain& chain) {
 std::vector<BlockRef> PrefixCache::HoldOnHost(BlockId last) const {
   std::vector<BlockRef> held;
   for (NodeId id = host_->node(last); id != kNoNode; id = node(id).parent) {
-    held.push_back(host_->allocator().Share(node(id).on_host));
+    held.push_back(host_->allocator().Share(node(id).host.block));
   }
   std::ranges::reverse(held);
   return held;
@@ -104,8 +110,8 @@ std::vector<BlockRef> PrefixCache::HoldOnHost(BlockId last) const {
 
 std::vector<BlockRef> PrefixCache::HoldOnHost(const PrefixChain& chain) const {
   NodeId id = chain.tail;
-  while (id != kNoNode && node(id).on_host == kNoBlock) id = node(id).parent;
-  return id == kNoNode ? std::vector<BlockRef>{} : HoldOnHost(node(id).on_host);
+  while (id != kNoNode && node(id).host.block == kNoBlock) id = node(id).parent;
+  return id == kNoNode ? std::vector<BlockRef>{} : HoldOnHost(node(id).host.block);
 }
 
 void PrefixCache::PublishOnHost(const PrefixChain& chain, std::span<BlockRef> host) {
@@ -113,10 +119,11 @@ void PrefixCache::PublishOnHost(const PrefixChain& chain, std::span<BlockRef> ho
   for (NodeId id = chain.tail; id != kNoNode; id = node(id).parent) ids.push_back(id);
   for (std::size_t i = 0; i < host.size(); ++i) {
     const NodeId id = ids[ids.size() - 1 - i];
-    if (node(id).on_host == kNoBlock) {
-      PlaceOnHost(id, host[i].id());
-    } else if (node(id).on_host != host[i].id()) {
-      host[i] = host_->allocator().Share(node(id).on_host);
+    const BlockId twin = node(id).host.block;
+    if (twin == kNoBlock) {
+      host_->Insert(host[i].id(), id);
+    } else if (twin != host[i].id()) {
+      host[i] = host_->allocator().Share(twin);
     }
   }
 }
@@ -124,34 +131,36 @@ void PrefixCache::PublishOnHost(const PrefixChain& chain, std::span<BlockRef> ho
 void PrefixCache::Clear() {
   device_.Clear();
   if (host_ != nullptr) host_->Clear();
-  std::ranges::fill(nodes_, Node{});
-  std::ranges::fill(slots_, kNoNode);
+  table_.Clear();
   root_salts_.clear();
-  free_nodes_.clear();
-  for (auto id = static_cast<NodeId>(nodes_.size()); id-- > 1;) free_nodes_.push_back(id);
+  std::ranges::fill(nodes_, PrefixNode{});
+  free_node_ = kNoNode;
+  for (auto id = static_cast<NodeId>(nodes_.size()); id-- > 1;) {
+    node(id).parent = std::exchange(free_node_, id);
+  }
 }
 
 // A node ends with its last block.
-void PrefixCache::OnEvicted(const Tier& tier, NodeId id) {
-  (&tier == &device_ ? node(id).on_device : node(id).on_host) = kNoBlock;
-  if (node(id).on_device == kNoBlock && node(id).on_host == kNoBlock) EraseNode(id);
+void PrefixCache::OnEvicted(NodeId id) {
+  if (node(id).device.block == kNoBlock && node(id).host.block == kNoBlock) EraseNode(id);
 }
 
-Hash128 PrefixCache::Key(const Hash128& parent, std::span<const TokenId> tokens) const {
-  if (options_.constant_hash) return {};
-  // the parent's key takes the place of the secret: each link is keyed by the chain before it
-  return SipHash128(parent, std::as_bytes(tokens));
+// The parent's hash stands in the key: each link is keyed by the chain before it.
+std::uint64_t PrefixCache::Hash(std::uint64_t parent, std::span<const TokenId> tokens) const {
+  if (options_.constant_hash) return 0;
+  return SipHash13({hash_key_.low, parent}, std::as_bytes(tokens));
 }
 
-Hash128 PrefixCache::RootKey(const std::string& salt) const {
-  return SipHash128(hash_key_, std::as_bytes(std::span(salt)));
+std::uint64_t PrefixCache::RootHash(const std::string& salt) const {
+  return SipHash13(hash_key_, std::as_bytes(std::span(salt)));
 }
 
-void PrefixCache::ExtendKeys(PrefixChain& chain, std::span<const TokenId> tokens,
-                             std::int32_t num_blocks) const {
-  for (auto index = static_cast<std::int32_t>(chain.keys.size()); index < num_blocks; ++index) {
-    const Hash128 parent = index == 0 ? RootKey(chain.salt) : chain.keys.back();
-    chain.keys.push_back(Key(parent, BlockTokens(tokens, index)));
+void PrefixCache::ExtendHashes(PrefixChain& chain, std::span<const TokenId> tokens,
+                               std::int32_t num_blocks) const {
+  for (auto index = static_cast<std::int32_t>(chain.hashes.size()); index < num_blocks; ++index) {
+    const std::uint64_t parent = index == 0 ? RootHash(chain.salt) : chain.hashes.back();
+    chain.hashes.push_back(Hash(parent, BlockTokens(tokens, index)));
+    table_.Fetch(TableHash(chain, index));
   }
 }
 
@@ -159,7 +168,7 @@ std::span<const TokenId> PrefixCache::BlockTokens(std::span<const TokenId> token
                                                   std::int32_t index) const {
   const auto size = static_cast<std::size_t>(options_.block_size);
   const std::size_t start = static_cast<std::size_t>(index) * size;
-  Ensure(start + size <= tokens.size(), "only a full block has a key");
+  Ensure(start + size <= tokens.size(), "only a full block has a hash");
   return tokens.subspan(start, size);
 }
 
@@ -180,83 +189,76 @@ const std::string& PrefixCache::SaltOf(NodeId root) const {
   return found == root_salts_.end() ? kNoSalt : found->second;
 }
 
-std::size_t PrefixCache::FindSlot(const Hash128& key) const {
-  const std::size_t mask = slots_.size() - 1;
-  std::size_t at = key.low & mask;
-  while (slots_[at] != kNoNode && node(slots_[at]).key != key) at = (at + 1) & mask;
-  return at;
+NodeId PrefixCache::Find(const PrefixChain& chain, std::int32_t index, NodeId parent,
+                         std::span<const TokenId> tokens) const {
+  return table_.Find(TableHash(chain, index),
+                     [&](NodeId id) { return Holds(id, parent, chain.salt, tokens); });
 }
 
 // The node of the chain's next block; it has no block of its own yet.
 NodeId PrefixCache::MakeNode(const PrefixChain& chain, std::span<const TokenId> tokens) {
-  const NodeId id = free_nodes_.back();
-  free_nodes_.pop_back();
-  const Hash128 key = chain.keys[static_cast<std::size_t>(chain.num_indexed)];
-  node(id) = {key, chain.tail, chain.num_indexed, kNoBlock, kNoBlock};
+  const NodeId id = free_node_;
+  free_node_ = node(id).parent;
+  const std::uint32_t hash = TableHash(chain, chain.num_indexed);
+  node(id) = {chain.tail, chain.num_indexed, hash, {}, {}};
   if (chain.tail == kNoNode && !chain.salt.empty()) root_salts_[id] = chain.salt;
   std::ranges::copy(tokens, tokens_.begin() + std::ptrdiff_t{id} * options_.block_size);
-  slots_[FindSlot(key)] = id;
+  table_.Insert(hash, id);
   return id;
 }
 
 void PrefixCache::EraseNode(NodeId id) {
-  const std::size_t mask = slots_.size() - 1;
-  std::size_t hole = FindSlot(node(id).key);
-  Ensure(slots_[hole] == id, "an indexed block is found under its key");
-  // close the gap: an entry moves back if its own slot does not lie between the hole and itself
-  for (std::size_t at = (hole + 1) & mask; slots_[at] != kNoNode; at = (at + 1) & mask) {
-    const std::size_t home = node(slots_[at]).key.low & mask;
-    if (((at - home) & mask) < ((at - hole) & mask)) continue;
-    slots_[hole] = slots_[at];
-    hole = at;
-  }
-  slots_[hole] = kNoNode;
-  root_salts_.erase(id);
-  free_nodes_.push_back(id);
-}
-
-void PrefixCache::PlaceOnDevice(NodeId id, BlockId block) {
-  node(id).on_device = block;
-  device_.Insert(block, id, node(node(id).parent).on_device);
-}
-
-void PrefixCache::PlaceOnHost(NodeId id, BlockId block) {
-  node(id).on_host = block;
-  host_->Insert(block, id, node(node(id).parent).on_host);
+  table_.Erase(node(id).hash, id);
+  if (node(id).parent == kNoNode) root_salts_.erase(id);
+  node(id).parent = std::exchange(free_node_, id);
+  FetchLine(StoredTokens(id).data());  // the next node to be made
 }
 
 void PrefixCache::Check() const {
   device_.Check();
   if (host_ != nullptr) host_->Check();
-  std::size_t num_used = 0, num_found = 0;
+  std::size_t num_used = 0, num_free = 0;
+  std::vector<std::optional<std::uint64_t>> hashes(nodes_.size());
   for (std::size_t id = 1; id < nodes_.size(); ++id) {
-    const Node& used = nodes_[id];
-    if (used.on_device == kNoBlock && used.on_host == kNoBlock) continue;
+    const PrefixNode& used = nodes_[id];
+    if (used.device.block == kNoBlock && used.host.block == kNoBlock) continue;
     ++num_used;
     CheckNode(static_cast<NodeId>(id));
+    Hold(static_cast<std::uint32_t>(ChainHash(static_cast<NodeId>(id), hashes)) == used.hash,
+         "a hash is that of the block's tokens");
   }
-  for (const NodeId id : slots_) num_found += id != kNoNode;
-  Hold(num_used == num_found && num_used + free_nodes_.size() + 1 == nodes_.size(),
+  for (NodeId id = free_node_; id != kNoNode && num_free < nodes_.size(); id = node(id).parent) {
+    ++num_free;
+  }
+  Hold(num_used == table_.size() && num_used + num_free + 1 == nodes_.size(),
        "indexed blocks are counted");
 }
 
 void PrefixCache::CheckNode(NodeId id) const {
-  const Node& checked = node(id);
-  Hold(Find(checked.key) == id, "a cached block is found under its key");
-  Hold(checked.on_device == kNoBlock || device_.node(checked.on_device) == id,
+  const PrefixNode& checked = node(id);
+  const NodeId found = table_.Find(checked.hash, [&](NodeId other) {
+    return Holds(other, checked.parent, SaltOf(id), StoredTokens(id));
+  });
+  Hold(found == id, "a cached block is found by its tokens");
+  Hold(checked.device.block == kNoBlock || device_.node(checked.device.block) == id,
        "a block on the device belongs to its node");
-  Hold(checked.on_host == kNoBlock || host_->node(checked.on_host) == id,
+  Hold(checked.host.block == kNoBlock || host_->node(checked.host.block) == id,
        "a block on the host belongs to its node");
-  const Node& parent = node(checked.parent);
   if (checked.parent != kNoNode) {
-    Hold(checked.on_device == kNoBlock || parent.on_device != kNoBlock,
-         "a block's parent is on the device with it");
-    Hold(checked.on_host == kNoBlock || parent.on_host != kNoBlock,
-         "a block's parent is on the host with it");
-    Hold(checked.index == parent.index + 1, "a block follows its parent");
+    Hold(checked.index == node(checked.parent).index + 1, "a block follows its parent");
   }
-  const Hash128 parent_key = checked.parent == kNoNode ? RootKey(SaltOf(id)) : parent.key;
-  Hold(Key(parent_key, StoredTokens(id)) == checked.key, "a key is the hash of the block's tokens");
+}
+
+// From the tokens alone; `known` has those of the nodes so far.
+std::uint64_t PrefixCache::ChainHash(NodeId id,
+                                     std::vector<std::optional<std::uint64_t>>& known) const {
+  std::optional<std::uint64_t>& hash = known[static_cast<std::size_t>(id)];
+  if (!hash) {
+    const NodeId parent = node(id).parent;
+    hash =
+        Hash(parent == kNoNode ? RootHash(SaltOf(id)) : ChainHash(parent, known), StoredTokens(id));
+  }
+  return *hash;
 }
 
 }  // namespace runtime

@@ -1,17 +1,20 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "common/cache_line.h"
 #include "common/siphash.h"
 #include "kv_cache/block_table.h"
 #include "kv_cache/kv_costs.h"
+#include "kv_cache/node_table.h"
+#include "kv_cache/prefix_node.h"
 #include "kv_cache/tier.h"
 #include "runtime/block_allocator.h"
 #include "runtime/scheduler_config.h"
@@ -25,10 +28,10 @@ namespace runtime {
 // indexed twin is held here. So a child is never free while its parent is owned by nobody else, and
 // releasing from the last block to the first evicts leaves before their parents.
 struct PrefixChain {
-  std::string salt;              // requests share blocks only under equal salts
-  std::vector<Hash128> keys;     // of the first full blocks, as far as they were needed
-  std::int32_t num_indexed = 0;  // leading blocks of the request that the index knows
-  NodeId tail = kNoNode;         // the node of the last of them
+  std::string salt;                   // requests share blocks only under equal salts
+  std::vector<std::uint64_t> hashes;  // of the first full blocks, as far as they were needed
+  std::int32_t num_indexed = 0;       // leading blocks of the request that the index knows
+  NodeId tail = kNoNode;              // the node of the last of them
   bool open = true;  // false: a block could not be indexed, so none behind it can be found
   std::vector<std::pair<std::int32_t, BlockRef>> twins;  // (index in the table, indexed block)
 
@@ -40,9 +43,9 @@ struct PrefixChain {
   }
 };
 
-// Finds full KV cache blocks by the tokens they hold: a chain of keyed 128-bit hashes, one key per
-// block, each over its parent's key and its own tokens. A hit compares tokens, parent and salt, so
-// a collision costs a miss and never a wrong block.
+// Finds full KV cache blocks by the tokens they hold, through a chain of keyed 64-bit hashes, one
+// for each block, over its parent's hash and its own tokens. A block is what has the same tokens,
+// parent and salt: hashes only say where to look, and equal ones cost a second look.
 //
 // A node is the content of one block; it has a block on the device, one on the host, or both, and
 // ends with the last of them. In each memory (see Tier) a node's ancestors are resident too, so a
@@ -62,7 +65,7 @@ class PrefixCache final : public Tier::Index {
   struct Options {
     std::int32_t block_size = 16;
     std::uint64_t hash_seed = 0;
-    bool constant_hash = false;  // for tests: every key is the same
+    bool constant_hash = false;  // for tests: every hash is the same
     EvictionPolicy eviction = EvictionPolicy::kLru;
     KvCosts costs{16, 0.0, 0.0, 0.0};
   };
@@ -87,8 +90,13 @@ class PrefixCache final : public Tier::Index {
   // Puts matched device blocks into an empty table; `chain` goes on behind them.
   void Adopt(PrefixChain& chain, std::span<const BlockId> matched, BlockTable& table);
 
-  // Indexes the request's next full block. `tokens` are the request's from position 0 and cover the
-  // block; `may_hold_twin` allows holding a block that is free now.
+  // Computes the hashes of the request's first full blocks, `tokens` being its from position 0, and
+  // starts to fetch where they lead.
+  void ExtendHashes(PrefixChain& chain, std::span<const TokenId> tokens,
+                    std::int32_t num_blocks) const;
+
+  // Indexes the request's next full block, which has its hash. `may_hold_twin` allows holding a
+  // block that is free now.
   // REQUIRES: chain.open; the block's content is final.
   void Publish(PrefixChain& chain, std::span<const TokenId> tokens, const BlockTable& table,
                bool may_hold_twin);
@@ -111,48 +119,39 @@ class PrefixCache final : public Tier::Index {
   // Forgets every block. The chains of requests that hold blocks must be detached.
   void Clear();
 
-  void OnEvicted(const Tier& tier, NodeId id) override;
+  void OnEvicted(NodeId id) override;
+  void OnEvictSoon(NodeId id) override { table_.Fetch(node(id).hash); }
   std::int64_t Cost(NodeId id) const override { return options_.costs.Recompute(node(id).index); }
 
-  // Throws InvariantError unless each node is found under its key, has a block and a parent, and
+  // Throws InvariantError unless each node is found under its hash, has a block and a parent, and
   // the tiers' invariants hold.
   void Check() const;
 
  private:
-  struct Node {
-    Hash128 key;
-    NodeId parent = kNoNode;
-    std::int32_t index = 0;  // of the block in its request
-    BlockId on_device = kNoBlock;
-    BlockId on_host = kNoBlock;
-  };
-
-  Hash128 Key(const Hash128& parent, std::span<const TokenId> tokens) const;
-  Hash128 RootKey(const std::string& salt) const;
-  void ExtendKeys(PrefixChain& chain, std::span<const TokenId> tokens,
-                  std::int32_t num_blocks) const;
+  std::uint64_t Hash(std::uint64_t parent, std::span<const TokenId> tokens) const;
+  std::uint64_t RootHash(const std::string& salt) const;
   std::span<const TokenId> BlockTokens(std::span<const TokenId> tokens, std::int32_t index) const;
   std::span<const TokenId> StoredTokens(NodeId id) const;
+  // The node of the chain's block `index`, given its parent; kNoNode: there is none.
+  NodeId Find(const PrefixChain& chain, std::int32_t index, NodeId parent,
+              std::span<const TokenId> tokens) const;
   bool Holds(NodeId id, NodeId parent, const std::string& salt,
              std::span<const TokenId> tokens) const;
   const std::string& SaltOf(NodeId root) const;
   void CheckNode(NodeId id) const;
+  std::uint64_t ChainHash(NodeId id, std::vector<std::optional<std::uint64_t>>& known) const;
 
-  Node& node(NodeId id) { return nodes_[static_cast<std::size_t>(id)]; }
-  const Node& node(NodeId id) const { return nodes_[static_cast<std::size_t>(id)]; }
-  std::size_t FindSlot(const Hash128& key) const;  // the key's slot, or the free one it would take
-  NodeId Find(const Hash128& key) const { return slots_[FindSlot(key)]; }
+  PrefixNode& node(NodeId id) { return nodes_[static_cast<std::size_t>(id)]; }
+  const PrefixNode& node(NodeId id) const { return nodes_[static_cast<std::size_t>(id)]; }
   NodeId MakeNode(const PrefixChain& chain, std::span<const TokenId> tokens);
   void EraseNode(NodeId id);
-  void PlaceOnDevice(NodeId id, BlockId block);
-  void PlaceOnHost(NodeId id, BlockId block);
 
   Options options_;
   Hash128 hash_key_;
-  std::vector<Node> nodes_;
-  std::vector<NodeId> free_nodes_;
-  std::vector<TokenId> tokens_;  // by node, block_size each
-  std::vector<NodeId> slots_;    // open addressing, linear probing, at most half full
+  PrefixNodes nodes_;
+  NodeTable table_;
+  NodeId free_node_ = kNoNode;                          // the first of a list through `parent`
+  LineVector<TokenId> tokens_;                          // by node, block_size each
   std::unordered_map<NodeId, std::string> root_salts_;  // first blocks of salted chains
   std::vector<BlockId> matched_, matched_on_host_;
   Tier device_;

@@ -4,14 +4,11 @@
 #include <vector>
 
 #include "kv_cache/leaf_queue.h"
+#include "kv_cache/prefix_node.h"
 #include "runtime/block_allocator.h"
 #include "runtime/scheduler_config.h"
 
 namespace runtime {
-
-// A block's worth of tokens that the prefix index knows; 0: none.
-using NodeId = std::int32_t;
-inline constexpr NodeId kNoNode = 0;
 
 // The blocks of one memory (the device's or the host's) whose content is indexed, and the order in
 // which they are evicted.
@@ -29,8 +26,9 @@ class Tier final : public EvictionListener {
  public:
   class Index {
    public:
-    // The node has no block in that tier any more.
-    virtual void OnEvicted(const Tier& tier, NodeId node) = 0;
+    // The node has no block in a tier any more; it soon has none.
+    virtual void OnEvicted(NodeId node) = 0;
+    virtual void OnEvictSoon(NodeId node) = 0;
     // Nanoseconds to compute its content again.
     virtual std::int64_t Cost(NodeId node) const = 0;
 
@@ -38,7 +36,9 @@ class Tier final : public EvictionListener {
     ~Index() = default;
   };
 
-  Tier(BlockAllocator& allocator, EvictionPolicy policy, Index& index);
+  // `residence`: which one of its nodes' is of this memory.
+  Tier(BlockAllocator& allocator, EvictionPolicy policy, PrefixNodes& nodes,
+       PrefixNode::Residence PrefixNode::* residence, Index& index);
   ~Tier();
   Tier(const Tier&) = delete;
   Tier& operator=(const Tier&) = delete;
@@ -46,19 +46,20 @@ class Tier final : public EvictionListener {
   BlockAllocator& allocator() const { return allocator_; }
   std::int32_t num_resident() const { return num_resident_; }
   std::int64_t num_evicted() const { return num_evicted_; }
-  NodeId node(BlockId block) const { return item(block).node; }
+  NodeId node(BlockId block) const { return allocator_.content(block); }
 
-  // The content of an owned block is now findable. `parent` is the block of its parent here,
-  // kNoBlock for a root.
-  void Insert(BlockId block, NodeId node, BlockId parent);
+  // The content of an owned block is now findable. REQUIRES: the node's parent is resident.
+  void Insert(BlockId block, NodeId node);
   // Another request found it.
   void CountUse(BlockId block) {
     if (is_by_cost()) ++value(block).num_uses;
   }
+  // Forgets every block. The nodes are the caller's to clear.
   void Clear();
 
   void OnEvict(BlockId block) override;
   BlockId Victim(BlockId oldest) override;
+  void OnEvictSoon(BlockId next, BlockId later) override;
   void OnFree(BlockId block) override;
   void OnShare(BlockId block) override;
 
@@ -67,29 +68,28 @@ class Tier final : public EvictionListener {
   void Check() const;
 
  private:
-  struct Item {
-    NodeId node = kNoNode;
-    BlockId parent = kNoBlock;
-    std::int32_t num_children = 0;
-  };
   struct Value {
     std::int64_t priority = 0;  // as of its release
     std::int32_t num_uses = 0;
   };
 
-  Item& item(BlockId block) { return items_[static_cast<std::size_t>(block)]; }
-  const Item& item(BlockId block) const { return items_[static_cast<std::size_t>(block)]; }
+  NodeId Parent(NodeId node) const { return nodes_[static_cast<std::size_t>(node)].parent; }
+  PrefixNode::Residence& residence(NodeId node) const {
+    return nodes_[static_cast<std::size_t>(node)].*residence_;
+  }
   Value& value(BlockId block) { return values_[static_cast<std::size_t>(block)]; }
   bool is_by_cost() const { return policy_ == EvictionPolicy::kCost; }
-  bool IsFreeLeaf(BlockId block) const {
-    return item(block).num_children == 0 && allocator_.num_owners(block) == 0;
+  bool IsFreeLeaf(const PrefixNode::Residence& residence) const {
+    return residence.num_children == 0 && allocator_.num_owners(residence.block) == 0;
   }
-  void CheckItem(BlockId block) const;
+  void PushLeaf(BlockId block) { leaves_.Push(block, value(block).priority); }
+  void CheckResident(BlockId block) const;
 
   BlockAllocator& allocator_;
   const EvictionPolicy policy_;
+  PrefixNodes& nodes_;
+  PrefixNode::Residence PrefixNode::* const residence_;
   Index& index_;
-  std::vector<Item> items_;    // by block
   std::vector<Value> values_;  // by block, when evicted by cost; as is what follows
   LeafQueue leaves_;           // the free leaves
   std::int64_t age_ = 0;

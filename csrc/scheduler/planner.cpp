@@ -209,7 +209,7 @@ void Scheduler::Core::Start(Request& request) {
   // decoding takes no memory from here on
   request.tokens.reserve(static_cast<std::size_t>(request.max_len));
   request.kv.table.Reserve(kv_.BlocksFor(request.max_computed()));
-  request.kv.chain.keys.reserve(static_cast<std::size_t>(kv_.BlocksFor(request.max_len)));
+  request.kv.chain.hashes.reserve(static_cast<std::size_t>(kv_.BlocksFor(request.max_len)));
   if (request.num_cached >= 0) {
     totals_.num_recomputed_tokens += request.prefill_len - request.num_computed;
     return;

@@ -1,6 +1,7 @@
 // Apart from who calls them: inlined there, they look mismatched to the compiler.
 #include "counted_new.h"
 
+#include <cstddef>
 #include <cstdlib>
 #include <new>
 
@@ -11,10 +12,11 @@ std::atomic<std::int64_t> fails_at = 0;
 
 namespace {
 
-void* Allocate(std::size_t size) {
+void* Allocate(std::size_t size, std::size_t alignment = alignof(std::max_align_t)) {
   ++num_allocations;
   if (fails_at > 0 && --fails_at == 0) throw std::bad_alloc();
-  if (void* memory = std::malloc(size)) return memory;
+  const std::size_t whole = (size + alignment - 1) / alignment * alignment;
+  if (void* memory = std::aligned_alloc(alignment, whole)) return memory;
   throw std::bad_alloc();
 }
 
@@ -30,9 +32,14 @@ void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
     return nullptr;
   }
 }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  return runtime::testing::Allocate(size, static_cast<std::size_t>(alignment));
+}
 void* operator new[](std::size_t size) { return runtime::testing::Allocate(size); }
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
 void operator delete[](void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }

@@ -21,8 +21,9 @@ struct BlockAllocatorPeer {
   static std::int32_t& NumOwners(BlockAllocator& allocator, BlockId block) {
     return allocator.slot(block).num_owners;
   }
-  static BlockId& Next(BlockAllocator& allocator, BlockId block) {
-    return allocator.slots_[block].next;
+  // The entry of a free block in the free queue.
+  static BlockId& Queued(BlockAllocator& allocator, BlockId block) {
+    return allocator.queued(allocator.slot(block).place);
   }
 };
 
@@ -94,8 +95,8 @@ TEST(BlockAllocatorTest, BlocksWithoutContentGoBeforeCachedOnes) {
   } listener;
   BlockAllocator allocator(3);
   allocator.SetEvictionListener(&listener);
-  allocator.SetCached(1, true);
-  allocator.SetCached(2, true);
+  allocator.SetContent(1, 7);
+  allocator.SetContent(2, 8);
   {
     const BlockRef second = allocator.Share(2);
     const BlockRef first = allocator.Share(1);
@@ -103,6 +104,25 @@ TEST(BlockAllocatorTest, BlocksWithoutContentGoBeforeCachedOnes) {
   const auto blocks = allocator.Allocate(3);
   EXPECT_EQ(blocks->front().id(), 3);
   EXPECT_EQ(listener.evicted, (std::vector<BlockId>{1, 2}));  // in the order of their release
+}
+
+TEST(BlockAllocatorTest, CachedBlocksKeepTheOrderOfTheirReleaseHoweverOftenOthersAreShared) {
+  struct Listener final : EvictionListener {
+    void OnEvict(BlockId block) override { evicted.push_back(block); }
+    std::vector<BlockId> evicted;
+  } listener;
+  BlockAllocator allocator(5);
+  allocator.SetEvictionListener(&listener);
+  for (BlockId block = 1; block <= 5; ++block) allocator.SetContent(block, block);
+  for (int i = 0; i < 20; ++i) {  // each leaves the free queue and comes back at its end
+    for (const BlockId block : {4, 2}) {
+      const BlockRef shared = allocator.Share(block);
+      allocator.Check();
+    }
+    allocator.Check();
+  }
+  const auto blocks = allocator.Allocate(5);
+  EXPECT_EQ(listener.evicted, (std::vector<BlockId>{1, 3, 5, 4, 2}));
 }
 
 TEST(BlockAllocatorDeathTest, DoubleFreeAborts) {
@@ -139,15 +159,14 @@ TEST(BlockAllocatorTest, CheckSeesEveryKindOfDamage) {
   BlockAllocatorPeer::SetNumFree(allocator, 2);
   EXPECT_THROW(allocator.Check(), InvariantError);
   BlockAllocatorPeer::SetNumFree(allocator, 3);
-  BlockAllocatorPeer::NumOwners(allocator, 2) = 1;  // in the free list, and owned
+  BlockAllocatorPeer::NumOwners(allocator, 2) = 1;  // in the free queue, and owned
   EXPECT_THROW(allocator.Check(), InvariantError);
   BlockAllocatorPeer::NumOwners(allocator, 2) = 0;
-  BlockAllocatorPeer::Next(allocator, 3) = 1;  // twice in the free list
+  BlockAllocatorPeer::Queued(allocator, 3) = 1;  // twice in the free queue
   EXPECT_THROW(allocator.Check(), InvariantError);
-  BlockAllocatorPeer::Next(allocator, 3) = kNoBlock;
-  BlockAllocatorPeer::Next(allocator, 2) = kNoBlock;  // lost
+  BlockAllocatorPeer::Queued(allocator, 3) = kNoBlock;  // lost
   EXPECT_THROW(allocator.Check(), InvariantError);
-  BlockAllocatorPeer::Next(allocator, 2) = 3;
+  BlockAllocatorPeer::Queued(allocator, 3) = 3;
   allocator.Check();
 }
 

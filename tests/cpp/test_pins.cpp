@@ -103,13 +103,13 @@ TEST_P(PinTest, CountsQueriesHitsAndEvictions) {
   EXPECT_EQ(stats.num_evictions, 4);
 }
 
-TEST(PinCollisionTest, EveryKeyEqualPinsOneBlock) {
+TEST(PinCollisionTest, EqualHashesPinTheSameBlocks) {
   SchedulerConfig config = Config();
   config.constant_block_hash = true;
   Serving serving(config, 8);
   serving.Submit(1, Prompt(16), Greedy(1));
   serving.RunUntilDrained();
-  EXPECT_EQ(serving.scheduler().Pin(Prompt(16)).num_tokens, 4);
+  EXPECT_EQ(serving.scheduler().Pin(Prompt(16)).num_tokens, 16);
   EXPECT_EQ(serving.scheduler().Pin(Prompt(16, 1)).num_tokens, 0);
   serving.scheduler().Check();
 }

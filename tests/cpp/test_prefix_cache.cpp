@@ -217,7 +217,7 @@ TEST_F(PrefixCacheTest, ReservedBlocksAreForTheirOwnerOnly) {
   End(std::move(other));
 }
 
-TEST(PrefixCacheCollisionTest, EveryKeyEqualOnlyCostsHits) {
+TEST(PrefixCacheCollisionTest, EqualHashesChangeNothing) {
   BlockAllocator allocator(8);
   KvPool pool(allocator, {kBlockSize, 0.0, true, 1, true});
   const auto run = [&](const std::vector<TokenId>& tokens, const std::string& salt) {
@@ -234,9 +234,11 @@ TEST(PrefixCacheCollisionTest, EveryKeyEqualOnlyCostsHits) {
     return hits;
   };
   EXPECT_EQ(run(Tokens(0, 8), ""), 0);
-  EXPECT_EQ(run(Tokens(0, 8), ""), 1) << "one key, one block";
+  EXPECT_EQ(run(Tokens(0, 8), ""), 2) << "tokens decide";
   EXPECT_EQ(run(Tokens(9, 8), ""), 0);
   EXPECT_EQ(run(Tokens(0, 8), "salt"), 0) << "a salt is compared, not only hashed";
+  EXPECT_EQ(run(Tokens(4, 8), ""), 0) << "and so is the block before";
+  EXPECT_EQ(run(Tokens(9, 8), ""), 2);
   EXPECT_EQ(run(Tokens(0, 3), ""), 0);
 }
 

@@ -261,12 +261,15 @@ TEST(TierPlanTest, LoadedRowsThatDoNotFitAPlanWaitForTheNext) {
   EXPECT_GT(wide.serving.plan(buffer)[plan::kHeaderNumRows], 0);
 }
 
-TEST(TierCollisionTest, EveryKeyEqualOnlyCostsHits) {
+TEST(TierCollisionTest, EqualHashesChangeNothing) {
   SchedulerConfig config = TierConfig();
   config.constant_block_hash = true;
-  Serving serving(config, 8);
-  ServeTwoInASmallPool(serving);
-  EXPECT_LE(serving.scheduler().stats().num_cached_host_blocks, 1);
+  Serving equal(config, 8), different(TierConfig(), 8);
+  ServeTwoInASmallPool(equal);
+  ServeTwoInASmallPool(different);
+  EXPECT_GE(equal.scheduler().stats().num_loaded_blocks, 1);
+  EXPECT_EQ(equal.scheduler().stats().num_loaded_blocks,
+            different.scheduler().stats().num_loaded_blocks);
 }
 
 TEST(TierConfigTest, NeedsAPrefixCache) {
