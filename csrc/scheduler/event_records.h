@@ -14,7 +14,7 @@
 namespace runtime::event_log {
 
 // Of the file. Raised by every change of what is below.
-inline constexpr std::uint32_t kVersion = 2;
+inline constexpr std::uint32_t kVersion = 3;
 
 enum class Kind : std::int64_t {
   kHeader = 0,

@@ -40,6 +40,18 @@ TEST(AdmissionTest, MaxTokensStartsWhatFitsAtItsLongest) {
   for (const auto& [id, outcome] : serving.outcomes()) EXPECT_EQ(outcome.num_preemptions, 0);
 }
 
+TEST(AdmissionTest, PinsMadeLaterTakeWhatMaxTokensCountedOn) {
+  Serving serving(With(AdmissionMode::kMaxTokens), 12);
+  serving.Submit(9, PromptOf(9, 16), Greedy(1));
+  serving.RunUntilDrained();
+  for (const RequestId id : {1, 2}) serving.Submit(id, PromptOf(id, 8), Greedy(17));
+  serving.Step();
+  EXPECT_EQ(serving.scheduler().stats().num_running, 2);
+  EXPECT_EQ(serving.scheduler().Pin(PromptOf(9, 16)).num_tokens, 16);
+  serving.RunUntilDrained();
+  EXPECT_GE(serving.outcome(2).num_preemptions, 1);
+}
+
 TEST(AdmissionTest, WithoutHistoryThePredictionIsMaxTokens) {
   const auto num_running = [](AdmissionMode mode) {
     Serving serving(With(mode), 12);

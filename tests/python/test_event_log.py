@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -69,9 +70,9 @@ def test_a_simulation_replays_and_a_difference_names_its_step(tmp_path, capsys):
     "content, sentence",
     [
         (b"", "is no event log: it does not begin with 'rt-event' and a version"),
-        (b"rt-event\x07\0\0\0", "is an event log of version 7: this runtime reads version 2 (replay it with the"),
-        (b"rt-event\x02\0\0\0", "there is no header"),
-        (b"rt-event\x02\0\0\0\x05\0\0\0" + 13 * b"x", "is corrupted: the checksum of the 5 bytes of the frame at byte"),
+        (b"rt-event\x07\0\0\0", "is an event log of version 7: this runtime reads version 3 (replay it with the"),
+        (b"rt-event\x03\0\0\0", "there is no header"),
+        (b"rt-event\x03\0\0\0\x05\0\0\0" + 13 * b"x", "is corrupted: the checksum of the 5 bytes of the frame at byte"),
     ],
 )
 def test_files_that_are_no_log_are_refused(tmp_path, content, sentence):
@@ -80,6 +81,12 @@ def test_files_that_are_no_log_are_refused(tmp_path, content, sentence):
     with pytest.raises(ConfigError) as refused:
         replay(path)
     assert sentence in str(refused.value)
+
+
+def test_the_page_describes_the_version_that_is_written(log):
+    version = int.from_bytes(log.read_bytes()[8:12], "little")
+    page = (Path(__file__).parents[2] / "docs" / "event_log.md").read_text(encoding="utf-8")
+    assert f"## Format, version {version}\n" in page
 
 
 def test_a_log_that_cannot_be_written_is_refused(tiny_llama, tmp_path):
