@@ -43,9 +43,10 @@ class AdmitWhenItFits final : public AdmissionPolicy {
   bool Admits(const AdmissionView&) override { return true; }
 };
 
-// Admits what fits even if every request grows to its max_tokens. Blocks still run out, and somebody
-// is preempted, when they go to what nobody asked for at admission: pins made later, or twins of
-// cached blocks (see PrefixChain); and a prompt stops at the watermark, which decodes may have taken.
+// Admits what fits even if every request grows to its max_tokens. Blocks still run out, and
+// somebody is preempted, when they go to what nobody asked for at admission: pins made later, or
+// twins of cached blocks (see PrefixChain); and a prompt stops at the watermark, which decodes may
+// have taken.
 class AdmitByMaxTokens final : public AdmissionPolicy {
  public:
   bool Admits(const AdmissionView& view) override;

@@ -140,6 +140,8 @@ class TestCalibration:
         "change, sentence",
         [
             ({"version": 2}, "is a calibration file of version 2: this runtime reads version 1"),
+            ({"version": None}, "is a calibration file without a version: this runtime reads version 1"),
+            ({"buckets": None}, "no buckets: a calibration file must have them"),
             ({"host_s": -1.0}, "host_s=-1: must be at least 0 seconds"),
             ({"row_s": "x"}, "row_s='x': must be a number of seconds"),
             ({"buckets": [[1, 0.1]]}, "must be lists of one integer and three numbers"),
@@ -202,9 +204,15 @@ class TestTraces:
         assert "line 1: unknown field 'prompt_length'; did you mean 'prompt_len'" in refusal(read_trace, path)
         path.write_text("arrival_s,prompt_len\n")
         assert "line 1: no output_len: every request must have" in refusal(read_trace, path)
+        path.write_text("arrival_s,prompt_len,output_len,prompt_len\n")
+        assert "line 1: prompt_len stands there 2 times: must stand once" in refusal(read_trace, path)
         path = tmp_path / "trace.jsonl"
         path.write_text('{"arrival_s": 0, "prompt_len": 1, "output_len": 1}\n[1]\n')
         assert "line 2: [1]: must be an object" in refusal(read_trace, path)
+        path.write_text('{"arrival_s": 0,\n')
+        assert "line 1: not JSON: Expecting property name enclosed in double quotes at character" in refusal(
+            read_trace, path
+        )
         assert "cannot read" in refusal(read_trace, tmp_path / "absent.csv")
 
 
@@ -330,8 +338,8 @@ class TestCapacity:
 
     def test_an_slo_that_cannot_be_met_is_refused(self):
         sentence = refusal(find_capacity, self.WORKLOAD, settings(), Slo(tpot_ms=0.5))
-        assert "{'tpot_ms': 0.5} cannot be met by 99% of the requests: one at a time, 0.0% meet it" in sentence
-        assert "99th percentiles are {'tpot_ms': 1.0}" in sentence
+        assert "the SLO tpot_ms=0.5 cannot be met by 99% of the requests: one at a time, 0.0% meet it" in sentence
+        assert "99th percentiles are tpot_ms=1 " in sentence
         assert "no SLO to meet" in refusal(find_capacity, self.WORKLOAD, settings(), Slo())
         assert refusal(Slo, ttft_ms=-1.0) == "slo ttft_ms=-1: must be above 0 milliseconds"
 

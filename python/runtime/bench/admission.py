@@ -14,8 +14,16 @@ from runtime import _core
 from runtime.simulation import WORKLOADS, Report, Settings, StepTimes, Workload, roofline, simulate
 from runtime.simulation.workloads import with_changes
 
-# modes, and the share of the pool that a predicted peak leaves free; None: the scheduler's own
-ADMISSIONS = (("none", None), ("max_tokens", None), ("past_future", None), ("past_future", 0.06), ("oracle", None))
+# modes, the first of which the others are compared with, and shares of the pool: what running decodes alone may take,
+# and what a predicted peak leaves free; without them the scheduler's own
+ADMISSIONS: tuple[dict[str, Any], ...] = (
+    {"admission": "none", "watermark": 0.0},  # what fits starts, and nothing is kept for those that run
+    {"admission": "none"},
+    {"admission": "max_tokens"},
+    {"admission": "past_future"},
+    {"admission": "past_future", "admission_reserve": 0.06},
+    {"admission": "oracle"},
+)
 KV_TOKENS = 400_000
 MAX_TOKENS = 2048  # what a request asks for, if its workload says nothing else
 QUEUE_DEPTH = 64  # requests that wait at any time
@@ -37,6 +45,8 @@ _NUM_LIGHT, _TIMES = 3000, 10  # requests of the light tenant; how many more the
 def admission(config: str | Path, num_requests: int) -> Iterator[dict[str, Any]]:
     """One row for each workload and mode: a pool of 400k tokens, 1024 requests at most, and a queue that never empties.
 
+    `goodput_ratio` is to the first mode, which starts what fits and preempts whoever came last.
+
     Args:
         config: folder with the config.json whose roofline gives the step times.
     """
@@ -45,11 +55,12 @@ def admission(config: str | Path, num_requests: int) -> Iterator[dict[str, Any]]
         changes = {"num_requests": num_requests, "queue_depth": QUEUE_DEPTH}
         loaded = with_changes(workload, max_tokens=_LONGEST.get(name, MAX_TOKENS), **changes)
         baseline = 0.0
-        for mode, reserve in ADMISSIONS:
-            row = _row(simulate(loaded, _settings(times, admission=mode, admission_reserve=reserve)))
+        for chosen in ADMISSIONS:
+            options = {key: share for key, share in chosen.items() if key != "admission"}
+            settings = _settings(times, admission=chosen["admission"], scheduler_options=options)
+            row = _row(simulate(loaded, settings))
             baseline = baseline or row["goodput_per_s"]
             ratio = round(row["goodput_per_s"] / baseline, 3)
-            chosen = {"admission": mode, "admission_reserve": reserve}
             yield {"scenario": f"admission_{name}", **chosen, **row, "goodput_ratio": ratio}
 
 

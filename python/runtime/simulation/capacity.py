@@ -76,7 +76,7 @@ def _bracket(start: float, meets: object, slo: Slo) -> tuple[float, float]:
         rate /= 2
         if meets(rate):
             return rate, rate * 2
-    raise ConfigError(f"the SLO {slo.limits()} fails even at {rate:g} requests a second", hint="lower --cv")
+    raise ConfigError(f"the SLO {_text(slo.limits())} fails even at {rate:g} requests a second", hint="lower --cv")
 
 
 def _require_possible(workload: Workload, settings: Settings, slo: Slo, share: float) -> None:
@@ -88,7 +88,11 @@ def _require_possible(workload: Workload, settings: Settings, slo: Slo, share: f
     names = {"ttft_ms": "ttft_ms", "tpot_ms": "tpot_ms", "e2e_ms": "e2e_ms", "gap_ms": "max_gap_ms"}
     seen = {name: round(figures[names[name]]["p99"], 3) for name in slo.limits()}
     raise ConfigError(
-        f"the SLO {slo.limits()} cannot be met by {share:.0%} of the requests: "
-        f"one at a time, {figures['slo_share']:.1%} meet it and the 99th percentiles are {seen}",
+        f"the SLO {_text(slo.limits())} cannot be met by {share:.0%} of the requests: "
+        f"one at a time, {figures['slo_share']:.1%} meet it and the 99th percentiles are {_text(seen)}",
         hint="loosen the --slo flags",
     )
+
+
+def _text(limits: dict[str, float]) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in limits.items())

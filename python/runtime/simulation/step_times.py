@@ -72,9 +72,9 @@ def load_calibration(path: str | Path) -> StepTimes:
     content = _read_object(Path(path))
     version = content.pop("version", None)
     if version != CALIBRATION_VERSION:
+        found = "without a version" if version is None else f"of version {shorten(version)}"
         raise ConfigError(
-            f"{path} is a calibration file of version {shorten(version)}: "
-            f"this runtime reads version {CALIBRATION_VERSION}",
+            f"{path} is a calibration file {found}: this runtime reads version {CALIBRATION_VERSION}",
             hint="calibrate again with this version",
         )
     known = {field.name for field in dataclasses.fields(StepTimes)}
@@ -99,6 +99,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _buckets(path: str | Path, rows: object) -> tuple[tuple[int, float, float, float], ...]:
+    if rows is None:
+        raise ConfigError(f"{path}: no buckets: a calibration file must have them")
     if not isinstance(rows, list) or not all(isinstance(row, list) and _is_bucket(row) for row in rows):
         raise ConfigError(f"{path}: buckets={shorten(rows)}: must be lists of one integer and three numbers")
     return tuple((row[0], row[1], row[2], row[3]) for row in rows)

@@ -85,6 +85,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _csv_rows(path: Path, lines: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     header = [name.strip() for name in next(lines, [])]
     _check_fields(f"{path}, line 1", dict.fromkeys(header, ""))
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise ConfigError(f"{path}, line 1: {twice[0]} stands there {header.count(twice[0])} times: must stand once")
     for values in lines:
         if len(values) != len(header):
             raise ConfigError(
@@ -96,8 +98,8 @@ def _csv_rows(path: Path, lines: Any) -> Iterator[tuple[int, dict[str, Any]]]:
 def _json_row(where: str, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not JSON: {error}") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not JSON: {error.msg} at character {error.pos + 1}") from None
     if not isinstance(row, dict):
         raise ConfigError(f"{where}: {shorten(row)}: must be an object with {', '.join(REQUIRED)}")
     return row
@@ -107,7 +109,9 @@ def _check_fields(where: str, row: dict[str, Any]) -> None:
     known = (*REQUIRED, *OPTIONAL)
     for name in row:
         if name not in known:
-            raise ConfigError(f"{where}: unknown field {name!r}{did_you_mean(name, known)}: must be one of {known}")
+            raise ConfigError(
+                f"{where}: unknown field {name!r}{did_you_mean(name, known)}: must be one of {', '.join(known)}"
+            )
     for name in REQUIRED:
         if name not in row:
             raise ConfigError(f"{where}: no {name}: every request must have {', '.join(REQUIRED)}")
