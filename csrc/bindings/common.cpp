@@ -40,6 +40,8 @@ void Translate(std::exception_ptr thrown) {
     Raise("CapacityError", py::make_tuple(e.what()), py::dict("hint"_a = e.hint()));
   } catch (const CommunicatorError& e) {
     Raise("CommunicatorError", py::make_tuple(e.what()), py::dict("hint"_a = e.hint()));
+  } catch (const EngineDead& e) {
+    Raise("EngineDeadError", py::make_tuple(e.what()), py::dict("hint"_a = e.hint()));
   } catch (const InvalidArgument& e) {
     PyErr_SetString(PyExc_ValueError, e.what());
   } catch (const Error& e) {

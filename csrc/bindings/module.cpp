@@ -5,11 +5,12 @@
 #include "runtime/version.h"
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
-  m.doc() = "C++ core of the runtime: scheduler, KV cache bookkeeping and collectives.";
+  m.doc() = "C++ core of the runtime: scheduler, KV cache bookkeeping, ranks and collectives.";
   m.attr("__version__") = runtime::Version();
   runtime::bindings::BindErrors();
   runtime::bindings::BindCommunicator(m);
   runtime::bindings::BindKvCache(m);
+  runtime::bindings::BindLauncher(m);
   runtime::bindings::BindRequestParams(m);
   runtime::bindings::BindStepTime(m);
   runtime::bindings::BindScheduler(m);

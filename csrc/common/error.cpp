@@ -36,6 +36,9 @@ CapacityError::CapacityError(const std::string& message, std::string hint)
 CommunicatorError::CommunicatorError(const std::string& message, std::string hint)
     : Error("communicator_failed", message, std::move(hint)) {}
 
+EngineDead::EngineDead(const std::string& message, std::string hint)
+    : Error("engine_dead", message, std::move(hint)) {}
+
 InvariantError::InvariantError(const std::string& message) : Error("invariant_broken", message) {}
 
 }  // namespace runtime

@@ -1,5 +1,5 @@
 """
-C++ core of the runtime: scheduler, KV cache bookkeeping and collectives.
+C++ core of the runtime: scheduler, KV cache bookkeeping, ranks and collectives.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ import typing
 import numpy
 import numpy.dtypes
 import numpy.typing
+import typing_extensions
 
 __all__: list[str] = [
     "BlockAllocator",
     "Communicator",
     "DataType",
     "FleetConfig",
+    "Launcher",
     "Lengths",
+    "RankFailure",
+    "RankLink",
+    "RankState",
     "ReplayDifference",
     "ReplayReport",
     "ReplicaConfig",
@@ -178,6 +183,144 @@ class BlockAllocator:
         """
         Blocks that nobody owns, cached ones included.
         """
+
+class RankFailure:
+    """
+    Why a group of ranks cannot go on; `what` is the whole sentence.
+    """
+    def __init__(
+        self,
+        rank: typing.SupportsInt | typing.SupportsIndex,
+        what: str,
+        type: str = "",
+        cause: str = "",
+        hint: str = "",
+        phase: str = "",
+    ) -> None: ...
+    @property
+    def cause(self) -> str: ...
+    @property
+    def hint(self) -> str: ...
+    @property
+    def phase(self) -> str: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def type(self) -> str:
+        """
+        Type of the rank's exception, "": none.
+        """
+    @property
+    def what(self) -> str: ...
+
+class RankState:
+    """
+    One rank as rank 0 sees it.
+    """
+    @property
+    def begun_step(self) -> int:
+        """
+        -1: none.
+        """
+    @property
+    def done_step(self) -> int:
+        """
+        -1: none.
+        """
+    @property
+    def phase(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def silent_s(self) -> float:
+        """
+        Seconds since the process last ran.
+        """
+
+class Launcher:
+    """
+    Starts the processes of ranks 1.. on this host, watches them and gives them step plans. Any thread may call it; one thread publishes.
+    """
+    def __init__(
+        self,
+        argv: collections.abc.Sequence[str],
+        num_ranks: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        environment: collections.abc.Mapping[str, str] = {},
+        start_silence_s: typing.SupportsFloat | typing.SupportsIndex = 60.0,
+    ) -> None:
+        """
+        Raises ConfigError, CapacityError.
+        """
+    def exchange(self, bytes: bytes) -> list[bytes]:
+        """
+        Every rank's bytes, in rank order, once all have given theirs. Raises EngineDeadError.
+        """
+    def fail(self, failure: RankFailure) -> None:
+        """
+        Rank 0's own finding; counts if it is the first. All ranks are killed.
+        """
+    def publish(
+        self, address: typing.SupportsInt | typing.SupportsIndex, timeout_s: typing.SupportsFloat | typing.SupportsIndex
+    ) -> None:
+        """
+        Gives the StepPlan at that address to every rank. Raises EngineDeadError.
+        """
+    def send(self, rank: typing.SupportsInt | typing.SupportsIndex, bytes: bytes) -> None:
+        """
+        Bytes for one rank's RankLink.receive. Raises EngineDeadError.
+        """
+    def stop(self, grace_s: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        """
+        Lets the ranks end, kills those that have not after grace_s. Idempotent.
+        """
+    def wait_for_failure(self, timeout_s: typing.SupportsFloat | typing.SupportsIndex) -> RankFailure | None:
+        """
+        The failure; None after timeout_s or once the group is being stopped.
+        """
+    @property
+    def failure(self) -> RankFailure | None:
+        """
+        The first failure, or None.
+        """
+    @property
+    def ranks(self) -> list[RankState]:
+        """
+        States of ranks 1..
+        """
+
+class RankLink:
+    """
+    The other end of a Launcher, in the process of a rank. Ends the process when rank 0 is gone.
+    """
+    def __init__(self) -> None: ...
+    def exchange(self, bytes: bytes) -> list[bytes]: ...
+    def fail(self, type: str, cause: str, hint: str, is_echo: bool) -> None:
+        """
+        This rank cannot go on; is_echo: because of another one.
+        """
+    def finish_step(self, step: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        The step has been run.
+        """
+    def read_plan(self, buffer: typing_extensions.Buffer) -> int | None:
+        """
+        Writes the next StepPlan into an aligned, contiguous buffer and returns its step; None: the group ends. Raises EngineDeadError.
+        """
+    def receive(self) -> bytes:
+        """
+        The next bytes that rank 0 sent.
+        """
+    def set_phase(self, phase: str) -> None:
+        """
+        What this rank does now; "": it runs steps.
+        """
+    @property
+    def num_ranks(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
 
 class RequestParams:
     """

@@ -1,5 +1,6 @@
 // Errors that a caller can meet. A failure that is the runtime's own fault never arrives as one of
-// the first three: it is an InvariantError, or ends the process with the invariant's text.
+// the first three: it is an EngineDead or an InvariantError, or ends the process with the
+// invariant's text.
 #pragma once
 
 #include <stdexcept>
@@ -58,6 +59,12 @@ class CapacityError : public Error {
 class CommunicatorError : public Error {
  public:
   explicit CommunicatorError(const std::string& message, std::string hint = "");
+};
+
+// The engine, or one of the processes that it consists of, cannot go on.
+class EngineDead : public Error {
+ public:
+  explicit EngineDead(const std::string& message, std::string hint = "");
 };
 
 // Check() found the runtime's own state broken.
