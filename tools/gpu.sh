@@ -40,12 +40,12 @@ part_build() { run build 120 python3 -m pip install -q --no-build-isolation --no
 part_tests() {
   # what measures the device's memory needs it alone
   run tests 420 python3 -m pytest -q -m gpu -n 8 --tb=short -p no:cacheprovider --ignore tests/python/test_start_gpu.py \
-    --ignore tests/python/test_tp_group.py tests
+    --ignore tests/python/test_tp_group.py --ignore tests/python/test_ranks_gpu.py tests
   run tests-start 240 python3 -m pytest -q -m gpu --tb=short -p no:cacheprovider tests/python/test_start_gpu.py
 }
 part_ranks() { # groups of processes, one GPU each
   run ranks 300 python3 -m pytest -q -m gpu --tb=short -p no:cacheprovider tests/python/test_tp_group.py \
-    tests/models/test_tensor_parallel.py
+    tests/models/test_tensor_parallel.py tests/python/test_ranks_gpu.py
 }
 part_tune() {
   run tune $((minutes * 60 + 60)) python3 tools/tune_kernels.py --out "$out" --minutes "$minutes"

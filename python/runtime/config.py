@@ -30,6 +30,7 @@ _EVICTIONS = ("lru", "cost")
 
 # inclusive bounds of the integer arguments
 _BOUNDS: dict[str, tuple[int, int]] = {
+    "tensor_parallel_size": (1, 64),
     "max_model_len": (1, 1 << 24),
     "max_num_seqs": (1, 1 << 14),
     "max_num_batched_tokens": (1, 1 << 20),
@@ -52,17 +53,19 @@ class EngineConfig:
         skip_tokenizer_init: no tokenizer at all; prompts are token ids, outputs have no text.
         dtype: of weights and activations; "auto" is the checkpoint's.
         load_format: "dummy" makes seeded random weights from config.json alone.
+        tensor_parallel_size: number of processes (ranks) that hold the model together, each with a device of its own.
         max_model_len: most tokens of prompt and output together.
         max_num_seqs: most requests in one step.
         max_num_batched_tokens: most tokens in one step; longer prompts are computed in chunks.
         block_size: tokens in one KV block, a power of two; None: 64 on CUDA, 16 on a CPU.
         gpu_memory_utilization: share of the device's memory that may be in use, other processes' included.
-        kv_cache_memory_bytes, num_kv_blocks: size of the KV cache, in bytes or in blocks; at most one of them.
+        kv_cache_memory_bytes, num_kv_blocks: size of the KV cache of each rank, in bytes or in blocks; at most one of
+            them.
         scheduling_policy: who goes first: "fcfs" by arrival, "priority" by the requests' priority with ageing, "fair"
             tenants in turn, by the tokens each was served.
         admission: which requests start: "past_future" those that fit at the peak predicted from finished outputs,
             "max_tokens" those that fit at their longest, "none" those that fit now.
-        cpu_kv_bytes: host memory for KV blocks that leave the device; 0: they are computed again.
+        cpu_kv_bytes: host memory for KV blocks that leave the devices of all ranks; 0: they are computed again.
         eviction: which cached KV block is given up first, the least recently used one ("lru") or the one that is worth
             least, recompute time x uses ("cost").
         deterministic: the same tokens and logprobs, bit for bit, however requests are batched.
@@ -79,6 +82,7 @@ class EngineConfig:
     dtype: str = "auto"
     device: str = "auto"
     load_format: str = "auto"
+    tensor_parallel_size: int = 1
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int | None = None

@@ -36,6 +36,7 @@ class LLM:
         ConfigError: an argument that cannot work.
         ModelNotFoundError, ModelFormatError: no model there, or its files are wrong.
         CapacityError: the model does not fit into memory.
+        EngineDeadError: the process of a rank ended while it started.
     """
 
     _knobs = Knobs()
@@ -49,6 +50,7 @@ class LLM:
         dtype: str = "auto",
         device: str = "auto",
         load_format: str = "auto",
+        tensor_parallel_size: int = 1,
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
         max_num_batched_tokens: int | None = None,

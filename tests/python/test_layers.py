@@ -26,6 +26,7 @@ ALLOWED = {
     "chat_template_worker": set(),
     "tokenizer": {"chat_template", "loader"},
     "engine": BELOW_ENGINE - {"models"} | {"outputs", "sampling_params", "tokenizer"},
+    "worker": {"_core", "engine"},
     "llm": BELOW_LLM - {"models"},
     "simulation": {"_core", "loader"},
     "bench": VERBS - {"models"},

@@ -433,7 +433,8 @@ def test_bad_prompts_are_refused(llm, prompt, sentence):
     "arguments, sentence",
     [
         ({"max_modellen": 5}, "unknown argument 'max_modellen'; did you mean 'max_model_len'"),
-        ({"tensor_parallel_size": 2}, "unknown argument 'tensor_parallel_size'"),
+        ({"pipeline_parallel_size": 2}, "unknown argument 'pipeline_parallel_size'"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size=0: must be between 1 and 64; nearest: 1"),
         ({"block_size": 12}, "block_size=12: must be a power of two; nearest: 8"),
         ({"block_size": 0}, "between 1 and"),
         ({"dtype": "fp32"}, "float32"),

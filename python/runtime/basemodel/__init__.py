@@ -12,7 +12,15 @@ from .infer import (
 )
 from .infer_state import InferStateInfo
 from .mem_manager import MemManager
-from .registry import known_model_types, load_model, model_class, model_class_of, register_model, tp_sizes
+from .registry import (
+    GroupOfShapes,
+    known_model_types,
+    load_model,
+    model_class,
+    model_class_of,
+    register_model,
+    tp_sizes,
+)
 from .weights import (
     BaseLayerWeight,
     ColumnParallel,
@@ -33,6 +41,7 @@ __all__ = [
     "BaseLayerInfer",
     "BaseLayerWeight",
     "ColumnParallel",
+    "GroupOfShapes",
     "InferStateInfo",
     "LayerNorm",
     "MemManager",

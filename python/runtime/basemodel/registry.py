@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from ..errors import ConfigError, ModelFormatError, shorten
 from ..loader import check_model_folder
 from ..loader.model_folder import read_json
@@ -66,11 +68,14 @@ def model_class_of(model_dir: str | Path) -> type[TpPartBaseModel]:
     return model_class(model_type)
 
 
-class _GroupOfShapes(TpGroup):
-    """Rank 0 of any size, for a model on the meta device, which never runs."""
+class GroupOfShapes(TpGroup):
+    """Rank 0 of any size, for a model on the meta device: its results have the right shapes and no values."""
 
     def __init__(self, size: int) -> None:
         self.size = size
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return x if self.size == 1 else x.new_empty(*x.shape[:-1], x.shape[-1] * self.size)
 
 
 def tp_sizes(model_dir: str | Path, largest: int = 16) -> list[int]:
@@ -78,7 +83,7 @@ def tp_sizes(model_dir: str | Path, largest: int = 16) -> list[int]:
     family, found = model_class_of(model_dir), []
     for size in range(1, largest + 1):
         try:
-            family(0, size, model_dir, 16, tp_group=_GroupOfShapes(size), device="meta", load_format="dummy")
+            family(0, size, model_dir, 16, tp_group=GroupOfShapes(size), device="meta", load_format="dummy")
         except ConfigError:
             continue
         found.append(size)

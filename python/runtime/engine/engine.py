@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +17,16 @@ from runtime.config import EngineConfig
 from runtime.engine.deadlines import Deadlines
 from runtime.engine.detokenizer import TextStream
 from runtime.engine.device import resolve_device
+from runtime.engine.knobs import Knobs
 from runtime.engine.loading import LoadedModel, load_model
 from runtime.engine.memory_use import Memory
 from runtime.engine.model_runner import ModelRunner, Step
 from runtime.engine.output_processor import OutputProcessor
 from runtime.engine.pinned_prefix import PinnedPrefix
+from runtime.engine.rank_group import start_ranks
 from runtime.engine.request import Completion, RequestHandle
 from runtime.engine.submission import SubmitOptions
+from runtime.engine.watchdog import Watchdog
 from runtime.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -47,25 +49,12 @@ _CLOSE_TIMEOUT_S = 10.0
 _COPY_POLL_S = 50e-6
 
 
-@dataclass(frozen=True)
-class Knobs:
-    """What only tests and benchmarks turn.
-
-    Args:
-        num_steps_in_flight: None: 1 on a CPU, 2 on CUDA.
-        preempt_every: preempt a request every so many steps; 0: never.
-    """
-
-    num_steps_in_flight: int | None = None
-    preempt_every: int = 0
-    runner_class: type[ModelRunner] = ModelRunner
-
-
 class Engine:
     """Owns model, scheduler and the thread between them. Every public method may be called from any thread.
 
     Raises:
         ConfigError, ModelNotFoundError, ModelFormatError, CapacityError: from the constructor, once loading has failed.
+        EngineDeadError: from the constructor, once a rank is lost.
     """
 
     def __init__(self, config: EngineConfig, knobs: Knobs = Knobs()) -> None:  # noqa: B008 - frozen
@@ -89,13 +78,13 @@ class Engine:
         self._error: BaseException | None = None
         self._started = threading.Event()
         self._closing = threading.Event()
-        self._busy_since: float | None = None
+        self._ranks = start_ranks(self.config, self.device)
+        self._watchdog = Watchdog(self._step_timeout_s, self._ranks, self._give_up)
         self._thread = threading.Thread(target=self._main, name="runtime-engine", daemon=True)
         self._thread.start()
         self._started.wait()
         if self._error is not None:
             raise self._error
-        threading.Thread(target=self._watch, name="runtime-watchdog", daemon=True).start()
 
     @property
     def stats(self) -> _core.SchedulerStats:
@@ -176,6 +165,7 @@ class Engine:
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._scheduler.wake()
             self._thread.join(_CLOSE_TIMEOUT_S if self._error is None else 0.0)  # a hung step never ends
+        self._end_ranks()
         if self.tokenizer is not None:
             self.tokenizer.close()
 
@@ -262,7 +252,8 @@ class Engine:
         try:
             self._start()
         except BaseException as error:
-            self._error = error
+            self._error = self._error or self._ranks.cause_of(error)
+            self._end_ranks()
             return
         finally:
             self._started.set()
@@ -271,11 +262,15 @@ class Engine:
                 self._loop()
             self._die(RequestAborted("the engine is closed"))
         except BaseException as error:
-            logger.error("a step failed", exc_info=True)
-            self._die(error)
+            cause = self._ranks.cause_of(error)
+            if cause is error:
+                logger.error("a step failed", exc_info=True)
+            self._die(cause)
+            self._ranks.abort(str(cause))
         finally:
             self._cancel_commands()
             self._scheduler.stop_recording()
+            self._end_ranks()
             del self._runner
             gc.collect()  # runner and graphs refer to each other: the model's memory goes now, not some day
             if self.device == "cuda":
@@ -287,7 +282,7 @@ class Engine:
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
         knobs = self._knobs
         steps = knobs.num_steps_in_flight or (2 if self.device == "cuda" else 1)
-        loaded = load_model(self.config, self.device)
+        loaded = load_model(self.config, self.device, self._ranks.join())
         logger.info("model loaded after %.1f s", time.perf_counter() - begin)
         self._describe(loaded)
         if self.device == "cpu":
@@ -296,25 +291,27 @@ class Engine:
         self._scheduler = loaded.make_scheduler(num_steps_in_flight=steps, preempt_every=knobs.preempt_every)
         with loaded.meter.guard(loaded.plan):
             self._make_runner(loaded, num_plan_buffers=steps + 1)
+        self._ranks.serve(self._runner)
         self._outputs = OutputProcessor(self._scheduler.stop, self._scheduler.abort, self._submit_deferred)
         self.memory = loaded.meter.compare(loaded.plan, loaded.model.mem_manager.kv_cache.nbytes)
         logger.info("ready in %.1f s", time.perf_counter() - begin)
 
     def _make_runner(self, loaded: LoadedModel, *, num_plan_buffers: int) -> None:
-        self._runner = loaded.make_runner(
-            self._knobs.runner_class, num_plan_buffers=num_plan_buffers, plan_capacity=self._scheduler.plan_capacity
-        )
+        sizes = loaded.peers.told(num_plan_buffers=num_plan_buffers, plan_capacity=self._scheduler.plan_capacity)
+        self._runner = loaded.make_runner(self._knobs.runner_class, **sizes)
         self._scheduler.attach_plan_buffers(self._runner.plan_buffers)
         self._runner.warm_up()
         loaded.meter.mark("warm")
         self._runner.capture()
         loaded.meter.mark("ready")
+        loaded.peers.told()
 
     def _describe(self, loaded: LoadedModel) -> None:
         self.tokenizer = loaded.tokenizer
         self.max_model_len = loaded.max_model_len
         self.vocab_size = loaded.model.vocab_size
         self.dtype = str(loaded.model.dtype).removeprefix("torch.")
+        self._tp_group = loaded.peers.tp_group
 
     def _loop(self) -> None:
         in_flight: deque[Step] = deque()
@@ -339,7 +336,7 @@ class Engine:
                 self._outputs.process(self._scheduler.take_events(), None)
                 self._wait()
         for step in in_flight:  # it still writes what is freed next
-            step.wait(self._step_timeout_s)
+            step.wait(self._step_timeout_s, self._tp_group)
         self._runner.wait_for_copies(self._step_timeout_s)
 
     def _wait(self) -> None:
@@ -347,7 +344,7 @@ class Engine:
         if self._runner.is_copying:
             time.sleep(_COPY_POLL_S)  # a copy that hangs is seen as a step that does
         else:
-            self._busy_since = None
+            self._watchdog.busy_since = None
             self._scheduler.wait(_IDLE_WAIT_S)
 
     def _finish_copies(self) -> None:
@@ -355,7 +352,7 @@ class Engine:
             self._scheduler.transfer_done(step)
 
     def _retire(self, step: Step) -> _core.StepResult:
-        step.wait(self._step_timeout_s)
+        step.wait(self._step_timeout_s, self._tp_group)
         return self._scheduler.update(step.number, step.token_ids)
 
     def _launch(self, in_flight: deque[Step]) -> None:
@@ -363,7 +360,8 @@ class Engine:
             buffer = self._scheduler.schedule()
             if buffer < 0:
                 return
-            self._busy_since = time.monotonic()
+            self._watchdog.busy_since = time.monotonic()
+            self._ranks.publish(buffer)
             in_flight.append(self._runner.launch(buffer))
 
     def _run_commands(self) -> None:
@@ -382,14 +380,16 @@ class Engine:
     def _die(self, error: BaseException) -> None:
         """Every waiting caller gets the cause; nothing is accepted any more."""
         if self._error is None:  # set before: who submits now finds it, whoever did before is found below
-            known = isinstance(error, (EngineDeadError, RequestAborted))
+            known = isinstance(error, (EngineDeadError, RequestAborted)) or not self._started.is_set()
             self._error = error if known else EngineDeadError(error)
-        self._outputs.fail_all(self._error)
+        if self._started.is_set():
+            self._outputs.fail_all(self._error)
 
-    def _watch(self) -> None:
-        """A step that hangs cannot report itself."""
-        interval = min(self._step_timeout_s / 4, 1.0)
-        while not self._closing.wait(interval) and self._error is None:
-            since = self._busy_since
-            if since is not None and time.monotonic() - since > self._step_timeout_s:
-                self._die(EngineDeadError(f"a step ran longer than step_timeout={self._step_timeout_s} s"))
+    def _give_up(self, error: BaseException) -> None:
+        """Watchdog's thread: this one may hang."""
+        self._die(error)
+        self._started.set()
+
+    def _end_ranks(self) -> None:
+        self._watchdog.stop()
+        self._ranks.stop()

@@ -38,6 +38,9 @@ class KvTier(Protocol):
     def take_done(self) -> list[int]:
         """Steps whose copies have finished since the last call."""
 
+    def catch_up(self) -> None:
+        """What is launched from now on runs behind the copies so far: of a rank whose scheduler looks at rank 0's."""
+
     @property
     def is_busy(self) -> bool:
         """Whether copies are under way, or done and not yet taken."""
@@ -91,6 +94,9 @@ class MemcpyTier:
         done, self._done = self._done, []
         return done
 
+    def catch_up(self) -> None:
+        self._done.clear()
+
     @property
     def is_busy(self) -> bool:
         return bool(self._done)
@@ -142,6 +148,11 @@ class CudaTier:
             self._free_pairs += used
             done.append(step)
         return done
+
+    def catch_up(self) -> None:
+        self.take_done()
+        if self._under_way:
+            torch.cuda.current_stream().wait_stream(self._stream)
 
     @property
     def is_busy(self) -> bool:

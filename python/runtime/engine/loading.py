@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from runtime.engine.memory_needs import model_options, scheduler_config
 from runtime.engine.memory_plan import MemoryPlan, plan_memory
 from runtime.engine.memory_use import MemoryMeter
 from runtime.engine.model_runner import ModelRunner
+from runtime.engine.peers import Peers
 from runtime.errors import CapacityError
 from runtime.loader import read_config
 from runtime.log import get_logger
@@ -39,6 +40,7 @@ class LoadedModel:
     eos_token_ids: list[int]
     plan: MemoryPlan
     meter: MemoryMeter
+    peers: Peers
 
     @property
     def max_model_len(self) -> int:
@@ -47,16 +49,20 @@ class LoadedModel:
     @property
     def num_threads(self) -> int:
         """Of torch's operators, in the engine's thread. More than one only delays the operators of a small model."""
-        return 1 if self.model.memory.weight_bytes < _ONE_THREAD_BYTES else torch.get_num_threads()
+        if self.model.memory.weight_bytes < _ONE_THREAD_BYTES:
+            return 1
+        # other ranks were started with their share
+        shared_by = self.model.world_size_ if self.model.tp_rank_ == 0 else 1
+        return max(torch.get_num_threads() // shared_by, 1)
 
     @property
     def num_host_blocks(self) -> int:
-        """KV blocks of the CPU tier.
+        """KV blocks of the CPU tier, of which every rank holds its heads.
 
         Raises:
             CapacityError: cpu_kv_bytes does not hold one.
         """
-        wanted, block_bytes = self.config.cpu_kv_bytes, _block_bytes(self.model)
+        wanted, block_bytes = self.config.cpu_kv_bytes, _block_bytes(self.model) * self.model.world_size_
         if 0 < wanted < block_bytes:
             raise CapacityError(
                 f"cpu_kv_bytes={wanted}: a block of {self.config.block_size} tokens needs {block_bytes} bytes",
@@ -102,34 +108,40 @@ class LoadedModel:
         )
 
 
-def load_model(config: EngineConfig, device: str) -> LoadedModel:
+def load_model(config: EngineConfig, device: str, peers: Peers) -> LoadedModel:
     """Plans the memory, then reads tokenizer and weights; what the small files say is refused before a weight is read.
+
+    All ranks have as many KV blocks as fit on the rank with the least room.
 
     Raises:
         ConfigError, DeviceNotFoundError, ModelNotFoundError, ModelFormatError, CapacityError
     """
     model_class = model_class_of(config.model_dir)
-    tokenizer = None if config.skip_tokenizer_init else Tokenizer(config.tokenizer_dir)
+    skips_tokenizer = config.skip_tokenizer_init or peers.rank > 0
+    tokenizer = None if skips_tokenizer else Tokenizer(config.tokenizer_dir)
     if tokenizer is not None:
         tokenizer.check_vocab_size(read_config(config.model_dir, model_class.config_defaults)["vocab_size"])
     meter = MemoryMeter(probe_device(device))
     plan = plan_memory(config, meter.device)
-    if plan.max_model_len < plan.model_len:
+    least = peers.smallest(kv_blocks=plan.kv_blocks, max_model_len=plan.max_model_len)
+    plan = replace(plan, kv_blocks=least["kv_blocks"], max_model_len=least["max_model_len"])
+    if plan.max_model_len < plan.model_len and peers.rank == 0:
         logger.warning(
             "max_model_len is %d, not the model's %d: the KV cache holds no more", plan.max_model_len, plan.model_len
         )
     with meter.guard(plan):
         model = model_class(
-            0,
-            1,
+            peers.rank,
+            peers.size,
             config.model_dir,
             plan.kv_blocks * config.block_size,
+            tp_group=peers.tp_group,
             device=device,
             **{**model_options(config), "max_model_len": plan.max_model_len},
         )
     meter.mark("loaded")
     eos_token_ids = [i for i in read_eos_token_ids(config.model_dir) if i < model.vocab_size]
-    return LoadedModel(config, model, tokenizer, eos_token_ids, plan, meter)
+    return LoadedModel(config, model, tokenizer, eos_token_ids, plan, meter, peers)
 
 
 def _kv_costs(model: TpPartBaseModel) -> dict[str, Any]:

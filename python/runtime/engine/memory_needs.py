@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from runtime import _core
-from runtime.basemodel import TpPartBaseModel, model_class_of
+from runtime.basemodel import GroupOfShapes, TpPartBaseModel, model_class_of
 from runtime.config import EngineConfig
 from runtime.engine.cuda_graphs import batch_buckets
 from runtime.engine.device import Device, check_device
@@ -71,9 +71,16 @@ def memory_needs(config: EngineConfig, device: Device) -> Needs:
 
 
 def meta_model(config: EngineConfig, device: Device) -> TpPartBaseModel:
-    """The model without its weights; everything its folder says wrong is refused here."""
+    """One rank's part of the model without its weights; everything its folder says wrong is refused here."""
+    size = config.tensor_parallel_size
     model = model_class_of(config.model_dir)(
-        0, 1, config.model_dir, config.block_size, device="meta", **model_options(config)
+        0,
+        size,
+        config.model_dir,
+        config.block_size,
+        tp_group=GroupOfShapes(size),
+        device="meta",
+        **model_options(config),
     )
     if device.kind == "cpu" and config.dtype == "auto" and model.dtype is torch.float16:
         return meta_model(replace(config, dtype="float32"), device)  # as a model on the CPU chooses

@@ -11,7 +11,8 @@ from runtime.engine.device import GIB, Device, probe_device, resolve_device, sta
 from runtime.engine.memory_needs import Needs, memory_needs
 from runtime.errors import CapacityError, ConfigError
 
-# share of a CPU's memory, and most bytes, that the KV cache takes when nothing is said; untouched pages cost nothing
+# share of a CPU's memory, and most bytes, that the KV caches of all ranks take when nothing is said; untouched pages
+# cost nothing
 _CPU_KV_SHARE = 0.25
 _CPU_KV_BYTES = 4 << 30
 
@@ -20,7 +21,7 @@ _LEAST_ADVICE = 16  # tokens or requests; below it an argument helps nobody
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes on one device, and what fits into them.
+    """Bytes on one device, that of one rank, and what fits into them.
 
     Attributes:
         weights, workspace, graphs: bytes. The workspace is all that is neither weights, KV cache nor graphs; `parts`
@@ -177,7 +178,7 @@ def _kv_budget(needs: Needs, config: EngineConfig, device: Device) -> int:
     if config.kv_cache_memory_bytes is not None:
         return config.kv_cache_memory_bytes
     if device.kind == "cpu":
-        return int(min(_CPU_KV_BYTES, _CPU_KV_SHARE * device.memory_bytes))
+        return int(min(_CPU_KV_BYTES, _CPU_KV_SHARE * device.memory_bytes)) // config.tensor_parallel_size
     allowed = int(device.memory_bytes * config.gpu_memory_utilization)
     return allowed - device.used_bytes - needs.weights - needs.workspace - needs.graphs
 

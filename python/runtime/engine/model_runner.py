@@ -24,6 +24,7 @@ from runtime.kernels.step_state import RowState, SampleWorkspace, StepInputs, St
 
 if TYPE_CHECKING:
     from runtime.basemodel import InferStateInfo, TpPartBaseModel
+    from runtime.parallel import TpGroup
 
 Words = npt.NDArray[np.int32]
 
@@ -43,10 +44,20 @@ class Step:
         self.scored: dict[int, ScoredRow] = {}
         self._outputs = outputs.views
 
-    def wait(self, timeout_s: float) -> None:
-        """Returns once the results are on the host. Polls, so that no thread blocks inside CUDA."""
+    @property
+    def is_done(self) -> bool:
+        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
+
+    def wait(self, timeout_s: float, tp_group: TpGroup) -> None:
+        """Returns once the results are on the host. Polls, so that no thread blocks inside CUDA.
+
+        Raises:
+            CommunicatorError: a rank of the group is lost.
+            EngineDeadError: `timeout_s` has passed.
+        """
         deadline = time.monotonic() + timeout_s
-        while self.event is not None and not self.event.query():  # type: ignore[no-untyped-call]
+        while not self.is_done:
+            tp_group.poll()
             if time.monotonic() > deadline:
                 raise EngineDeadError(f"step {self.number} did not finish within step_timeout={timeout_s} s")
             time.sleep(_POLL_S)
@@ -71,7 +82,9 @@ class Step:
 
 
 class ModelRunner:
-    """One rank's device side of the engine; called by the engine thread alone.
+    """One rank's device side of the engine; called by one thread alone.
+
+    Every rank runs every plan; rank 0 samples, and its tokens are written to the rows of all.
 
     Args:
         num_plan_buffers, plan_capacity: how many StepPlans may exist at once, and the words of each.
@@ -90,7 +103,7 @@ class ModelRunner:
         num_host_blocks: int = 0,
         enforce_eager: bool = False,
     ) -> None:
-        self.model = model
+        self.model, self._tp = model, model.tp_group
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.device = model.device
         self.rows = RowState.allocate(
@@ -112,9 +125,10 @@ class ModelRunner:
         self._transfers: Transfers
         if self.is_async:
             self._transfers = CudaTransfers(num_plan_buffers, plan_capacity, max_num_seqs, self.device)
-            self._workspace = SampleWorkspace.allocate(
-                max_num_seqs=max_num_seqs, vocab_size=model.vocab_size, device=self.device
-            )
+            if self._tp.rank == 0:
+                self._workspace = SampleWorkspace.allocate(
+                    max_num_seqs=max_num_seqs, vocab_size=model.vocab_size, device=self.device
+                )
         else:
             self._transfers = HostTransfers(num_plan_buffers, plan_capacity, max_num_seqs)
         self._tier = make_tier(model.mem_manager.kv_cache, num_host_blocks)
@@ -129,6 +143,11 @@ class ModelRunner:
     def plan_buffers(self) -> list[tuple[int, int]]:
         """(address, words) of each plan buffer, for `Scheduler.attach_plan_buffers`."""
         return plan_buffers(self._transfers)
+
+    @property
+    def plans(self) -> list[Words]:
+        """The plan buffers themselves."""
+        return self._transfers.words
 
     def make_graphs(self) -> DecodeGraphs | None:
         return DecodeGraphs(self, self._transfers.device_outputs(0)) if self.is_async else None
@@ -170,6 +189,8 @@ class ModelRunner:
         words = self._transfers.words[buffer]
         header = words[: sp.HEADER_WORDS].tolist()
         num_rows, greedy_only = header[sp.NUM_ROWS], bool(header[sp.STEP_FLAGS] & sp.STEP_GREEDY_ONLY)
+        if self._tier is not None and self._tp.rank > 0:
+            self._tier.catch_up()
         self._start_copies(words, header)
         if num_rows == 0:  # copies alone
             return Step(header, self._transfers.host_outputs(buffer))
@@ -215,7 +236,17 @@ class ModelRunner:
         return self.model.run(input_ids, infer_state)
 
     def sample(self, logits: torch.Tensor, outputs: StepOutputs, *, greedy_only: bool) -> None:
-        ops.sample(logits, self.rows, self.inputs, outputs, greedy_only=greedy_only, workspace=self._workspace)
+        """On rank 0 the sampler; on all ranks, its tokens where the next step finds them."""
+        if self._tp.rank == 0:
+            ops.sample(logits, self.rows, self.inputs, outputs, greedy_only=greedy_only, workspace=self._workspace)
+        if self._tp.size > 1:
+            self._share_tokens(outputs.token_ids[: logits.shape[0]])
+
+    def _share_tokens(self, token_ids: torch.Tensor) -> None:
+        self._tp.broadcast(token_ids)
+        if self._tp.rank > 0:
+            row, last = self.inputs.b_row[: len(token_ids)].long(), self.rows.last_token
+            last.scatter_(0, row, torch.where(token_ids < 0, last[row], token_ids))
 
     def _compute_logits(self, header: list[int], words: Words, step: Step) -> torch.Tensor:
         """Eager: one row of logits for each row of the plan."""
@@ -233,8 +264,8 @@ class ModelRunner:
             logits_index=None if index is None else index.to(self.device, non_blocking=True),
         )
         logits = self.forward(self._input_ids, state)
-        if targets is None:
-            return logits
+        if targets is None or self._tp.rank > 0:
+            return logits[:num_rows]
         self._scorer.keep(targets, logits[num_rows:])
         step.scored = targets.rows
         return logits[:num_rows]
