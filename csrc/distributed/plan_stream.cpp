@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "common/plan_hash.h"
 #include "runtime/error.h"
 #include "runtime/step_plan.h"
 
@@ -83,13 +84,12 @@ void PlanReaderStream::Verify(std::int32_t step, std::uint64_t hash,
   // the hash was computed before it was written into the plan
   const std::int32_t low = std::exchange(words[plan::kHeaderHashLow], 0);
   const std::int32_t high = std::exchange(words[plan::kHeaderHashHigh], 0);
-  decision_hash_ = SipHash128(decision_hash_, std::as_bytes(words));
+  decision_hash_ = PlanHash(decision_hash_, words);
   words[plan::kHeaderHashLow] = low;
   words[plan::kHeaderHashHigh] = high;
   const std::int32_t expected = StepAfter(std::exchange(last_step_, step));
-  const std::uint64_t computed = decision_hash_.low;
-  if (step != expected || hash != computed || words[plan::kHeaderStep] != step) {
-    throw EngineDead("rank " + std::to_string(rank_) + " is at " + Text(expected, computed) +
+  if (step != expected || hash != decision_hash_ || words[plan::kHeaderStep] != step) {
+    throw EngineDead("rank " + std::to_string(rank_) + " is at " + Text(expected, decision_hash_) +
                      " and rank 0 at " + Text(step, hash));
   }
 }

@@ -7,7 +7,6 @@
 #include <optional>
 #include <span>
 
-#include "common/siphash.h"
 #include "distributed/control_ring.h"
 
 namespace runtime {
@@ -49,7 +48,7 @@ class PlanReaderStream {
   RingReader reader_;
   int rank_;
   std::int32_t last_step_ = 0;
-  Hash128 decision_hash_;
+  std::uint64_t decision_hash_ = 0;
 };
 
 }  // namespace runtime

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "common/check.h"
-#include "common/siphash.h"
+#include "common/plan_hash.h"
 
 namespace runtime {
 
@@ -115,7 +115,7 @@ void PlanWriter::Write(std::int32_t step, const StepDraft& draft, std::span<std:
   header.PutZeros(2);
 
   const auto words = buffer.first(static_cast<std::size_t>(end.offset()));
-  decision_hash_ = SipHash13({decision_hash_, 0}, std::as_bytes(words));
+  decision_hash_ = PlanHash(decision_hash_, words);
   buffer[plan::kHeaderHashLow] = static_cast<std::int32_t>(decision_hash_);
   buffer[plan::kHeaderHashHigh] = static_cast<std::int32_t>(decision_hash_ >> 32);
 }

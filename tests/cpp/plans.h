@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "common/siphash.h"
+#include "common/plan_hash.h"
 #include "runtime/step_plan.h"
 
 namespace runtime {
@@ -19,15 +19,15 @@ class Plans {
     words[step_plan::kHeaderVersion] = step_plan::kVersion;
     words[step_plan::kHeaderStep] = ++step_;
     words[step_plan::kHeaderNumWords] = static_cast<std::int32_t>(words.size());
-    hash_ = SipHash128(hash_, std::as_bytes(std::span(words)));
-    words[step_plan::kHeaderHashLow] = static_cast<std::int32_t>(hash_.low);
-    words[step_plan::kHeaderHashHigh] = static_cast<std::int32_t>(hash_.low >> 32);
+    hash_ = PlanHash(hash_, words);
+    words[step_plan::kHeaderHashLow] = static_cast<std::int32_t>(hash_);
+    words[step_plan::kHeaderHashHigh] = static_cast<std::int32_t>(hash_ >> 32);
     return words;
   }
 
  private:
   std::int32_t step_ = 0;
-  Hash128 hash_;
+  std::uint64_t hash_ = 0;
 };
 
 }  // namespace runtime
