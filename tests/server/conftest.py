@@ -99,9 +99,9 @@ def start_server():
     """Starts further ones, with flags of their own."""
     started = []
 
-    def start(*flags, environment=None):
+    def start(*flags, environment=None, ready=True):
         started.append(ServerProcess(*flags, environment=environment))
-        return started[-1].wait_until_ready()
+        return started[-1].wait_until_ready() if ready else started[-1]
 
     yield start
     for process in started:

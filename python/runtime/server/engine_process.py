@@ -30,7 +30,7 @@ class EngineProcess(EngineClient):
         super().__init__(max_open)
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
-        self._writer: asyncio.StreamWriter
+        self._writer: asyncio.StreamWriter | None = None
         self._receiving: asyncio.Task[None]
 
     @property
@@ -61,17 +61,21 @@ class EngineProcess(EngineClient):
             self._send(Drain())
         self._is_closing = True
         self._fail_all(RequestAborted("the engine is closed"))
-        if not await self._wait_for_exit(_EXIT_TIMEOUT_S):
-            self.kill()
-        self._writer.close()
+        await self._wait_for_exit(_EXIT_TIMEOUT_S)
+        self.kill()
 
     def kill(self) -> None:
         """Ends the process at once."""
+        self._is_closing = True
+        self._fail_all(RequestAborted("the engine is closed"))
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        if self._writer is not None:
+            self._writer.close()
 
     def _send(self, message: ToEngine) -> None:
+        assert self._writer is not None, "started"
         self._writer.write(frame(message))
 
     async def _receive_all(self, reader: asyncio.StreamReader) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import msgspec
 from starlette.requests import Request
@@ -22,6 +23,7 @@ from runtime.server.protocol import Parsed
 from runtime.server.serving import Serving
 
 _MAX_WARNED = 20
+_MAX_NAME_CHARS = 40
 
 
 @dataclass
@@ -236,7 +238,7 @@ class Generation:
         ignored = self._parsed.ignored
         if not ignored:
             return {}
-        names = ", ".join(ascii(name)[1:-1][:40] for name in ignored[:_MAX_WARNED])
+        names = ", ".join(f"'{quote(name, safe='')[:_MAX_NAME_CHARS]}'" for name in ignored[:_MAX_WARNED])
         return {"x-runtime-warning": f"unknown fields were ignored: {names}"}
 
     @property

@@ -35,6 +35,10 @@ SAMPLING_FIELDS = (
 _OPTION_FIELDS = ("priority", "tenant", "deadline_s", "cache_salt")
 _OPTION_HEADERS = {"x-priority": "priority", "x-tenant": "tenant"}
 
+_INTEGERS = frozenset(
+    "n top_k seed max_tokens max_completion_tokens min_tokens logprobs top_logprobs prompt_logprobs priority".split()
+)
+
 # without effect on the answer
 _HARMLESS = frozenset(
     "user metadata safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options parallel_tool_calls "
@@ -122,7 +126,7 @@ def read_body(found: Mapping[str, Any], kind: type[Body]) -> tuple[Body, dict[st
     Raises:
         InvalidRequestError: a field of a wrong type, or one that is known but not supported.
     """
-    given = {name: value for name, value in found.items() if value is not None}
+    given = {name: _as_integer(name, value) for name, value in found.items() if value is not None}
     for name, nothing in _UNSUPPORTED.items():
         if name in given and not any(given[name] == value for value in nothing):
             raise InvalidRequestError(name, message=f"{name} is not supported; leave it out")
@@ -183,6 +187,12 @@ def _text_of(content: Any, where: str) -> str:
             )
         parts.append(part["text"])
     return "\n".join(parts)
+
+
+def _as_integer(name: str, value: Any) -> Any:
+    """JSON has one kind of number: 8.0 is an integer too."""
+    is_integral = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if is_integral and name in _INTEGERS else value
 
 
 def _token_id(key: str) -> int:
