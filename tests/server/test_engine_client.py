@@ -209,6 +209,33 @@ def test_a_killed_engine_is_noticed_at_once():
     assert took_s < 2  # what the server promises its clients
 
 
+def test_a_failed_step_in_the_child_is_told_with_its_cause(tmp_path):
+    script = tmp_path / "failing_child.py"
+    script.write_text("""
+from runtime.engine.model_runner import ModelRunner
+from runtime.server import engine_child
+def forward(self, input_ids, infer_state):
+    raise RuntimeError("kernel 7 has failed")
+ModelRunner.forward = forward
+engine_child.main()
+""")
+
+    class Failing(EngineProcess):
+        command = [sys.executable, str(script)]
+
+    async def use(engine, encode):
+        streams = Streams(engine)
+        streams.submit(encode("1+1="), params=LONG, options={})
+        with pytest.raises(EngineDeadError, match="kernel 7 has failed"):
+            await read_all(streams)
+        cause, closing_at = str(await engine.dead), time.monotonic()
+        await engine.close()
+        return cause, time.monotonic() - closing_at
+
+    cause, closing_s = run(lambda: Failing(ARGUMENTS), use)
+    assert cause == "the engine has stopped: RuntimeError: kernel 7 has failed" and closing_s < 5
+
+
 def test_a_model_that_is_not_there_is_the_parents_error():
     async def main():
         await EngineProcess({"model": "/nowhere/at-all"}).start()

@@ -83,6 +83,9 @@ def test_bodies_are_bounded(client, start_server, wait_for):
 
         assert post(other, chunks()).status_code == 413  # without a content-length
         assert other.get("/health").status_code == 200
+    with socket.create_connection(("127.0.0.1", limited.port), timeout=20) as connection:
+        connection.sendall(request(LONG).replace(b"Length: ", b"Length: 10000000")[:-5])  # a gigabyte, so it says
+        assert b" 413 " in _read(connection)
     wrong_type = client.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
     assert wrong_type.status_code == 415
     _deadlines(limited, wait_for)

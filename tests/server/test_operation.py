@@ -86,8 +86,10 @@ def test_a_second_signal_ends_it_at_once(start_server, wait_for):
 
 def test_draining_has_a_deadline(start_server):
     server = start_server("--drain-timeout", 0.2)
-    Reader(server.url, n=4)
+    reader = Reader(server.url, n=4)
     assert server.stop() == 0
+    reader.join(10)
+    assert reader.last_event["error"]["code"] == "request_aborted" and "[DONE]" not in reader.text
 
 
 def test_a_signal_while_the_model_loads(start_server):

@@ -103,6 +103,11 @@ class Engine:
         found: _core.SchedulerStats = self.call(self._scheduler.stats)
         return found
 
+    def snapshot(self) -> _core.SchedulerSnapshot:
+        """Requests and the owners of KV blocks, between two steps."""
+        found: _core.SchedulerSnapshot = self.call(self._scheduler.snapshot)
+        return found
+
     @property
     def busy_s(self) -> float:
         """Seconds since the newest step was launched; 0 while nothing runs. Waits for nothing."""

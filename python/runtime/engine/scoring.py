@@ -84,9 +84,11 @@ class Scorer:
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         token_ids = torch.from_numpy(targets.token_ids).to(logits.device, non_blocking=True)[:, None]
         chosen = logprobs.gather(1, token_ids)
-        top = logprobs.topk(max(scored.num_top for scored in targets.rows.values()), dim=-1)
-        ids = _to_host(torch.cat([token_ids, top.indices], dim=1))
-        values = _to_host(torch.cat([chosen, top.values], dim=1))
+        num_top = max(scored.num_top for scored in targets.rows.values())
+        if num_top:
+            top = logprobs.topk(num_top, dim=-1)
+            token_ids, chosen = torch.cat([token_ids, top.indices], dim=1), torch.cat([chosen, top.values], dim=1)
+        ids, values = _to_host(token_ids), _to_host(chosen)
         start = 0
         for scored, count in zip(targets.rows.values(), targets.counts.values()):
             part = slice(start, start + count), slice(0, 1 + scored.num_top)

@@ -247,9 +247,10 @@ class EngineClient(ABC):
         """The engine has stopped: everyone who waits is told. The first cause counts."""
         if not self.dead.done():
             self.dead.set_result(error)
-        self._fail_all(error)
+        self.fail_all(error)
 
-    def _fail_all(self, error: Error) -> None:
+    def fail_all(self, error: Error) -> None:
+        """Every reader gets the error. The engine is not told."""
         for stream in list(self._streams.values()):
             self._forget(stream)
             stream.fail(error)

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 from runtime.errors import EngineDeadError, RequestAborted
 from runtime.server import messages
@@ -26,6 +26,8 @@ class EngineProcess(EngineClient):
         arguments: of `EngineConfig`, plain values.
     """
 
+    command: ClassVar[list[str]] = [sys.executable, "-m", "runtime.server.engine_child"]
+
     def __init__(self, arguments: dict[str, Any], *, max_open: int | None = None) -> None:
         super().__init__(max_open)
         self._arguments = arguments
@@ -40,7 +42,7 @@ class EngineProcess(EngineClient):
     async def start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "runtime.server.engine_child", str(theirs.fileno())]
+            command = [*self.command, str(theirs.fileno())]
             # a session of its own: Ctrl-C in a terminal is for the server, which drains first
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=_READ_AHEAD_BYTES)
@@ -57,17 +59,17 @@ class EngineProcess(EngineClient):
     async def close(self) -> None:
         if self._process is None or self._is_closing:
             return
-        if self.is_alive:
+        is_alive, self._is_closing = self.is_alive, True
+        self.fail_all(RequestAborted("the engine is closed"))
+        if is_alive:
             self._send(Drain())
-        self._is_closing = True
-        self._fail_all(RequestAborted("the engine is closed"))
-        await self._wait_for_exit(_EXIT_TIMEOUT_S)
+            await self._wait_for_exit(_EXIT_TIMEOUT_S)
         self.kill()
 
     def kill(self) -> None:
         """Ends the process at once."""
         self._is_closing = True
-        self._fail_all(RequestAborted("the engine is closed"))
+        self.fail_all(RequestAborted("the engine is closed"))
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import array
+import base64
 import dataclasses
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from runtime.engine import Engine, RequestHandle, SubmitOptions, Subscription
 from runtime.errors import EngineDeadError, Error, InvalidRequestError
@@ -37,8 +40,14 @@ from runtime.server.messages import (
     to_wire,
 )
 
+if TYPE_CHECKING:
+    from runtime import _core
+
 logger = get_logger(__name__)
 
+_NUM_OWNER_COLOURS = 24
+_MAX_CELLS = 1 << 14  # of the block map
+_MAX_ROWS = 200  # of the table of requests
 _SCORING = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
 
 
@@ -161,8 +170,30 @@ class EngineHost:
                 self._send(Answer(query.id, {"error": str(error)}))
 
     def _answer(self, subject: str) -> dict[str, Any]:
+        if subject == "blocks":
+            return block_owners(self._engine.snapshot())
         stats = self._engine.stats
         return {name: getattr(stats, name) for name in dir(stats) if name.startswith("num_")}
+
+
+def block_owners(snapshot: _core.SchedulerSnapshot) -> dict[str, Any]:
+    """Who has the KV blocks, for the page.
+
+    Returns:
+        requests: rows of (id, phase, prompt_len, num_computed, output_len, number of blocks); phase as in
+            SchedulerSnapshot.
+        cells: base64, a byte for every `blocks_per_cell` blocks from block 1: 0 free, 1 cached, 2 shared, from 3 on
+            owned by one, the same byte for the same request.
+    """
+    states = np.where(snapshot.is_cached, 1, 0).astype(np.uint8)
+    owners = np.repeat(snapshot.request_ids % _NUM_OWNER_COLOURS + 3, snapshot.table_lens)
+    states[snapshot.blocks] = owners
+    states[snapshot.num_owners > 1] = 2
+    stride = -(-(len(states) - 1) // _MAX_CELLS)
+    columns = (snapshot.request_ids, snapshot.phases, snapshot.prompt_lens, snapshot.num_computed)
+    rows = zip(*(column[:_MAX_ROWS].tolist() for column in (*columns, snapshot.output_lens, snapshot.table_lens)))
+    cells = base64.b64encode(states[1::stride].tobytes()).decode()
+    return {"requests": list(rows), "cells": cells, "blocks_per_cell": stride}
 
 
 class _Live:

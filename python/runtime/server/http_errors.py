@@ -23,6 +23,7 @@ from runtime.log import get_logger
 logger = get_logger(__name__)
 
 _MAX_MESSAGE_CHARS = 2000
+_MAX_CAUSE_CHARS = 300
 
 
 class HttpError(Error):
@@ -74,6 +75,8 @@ def error_object(error: BaseException) -> dict[str, Any]:
     else:
         kind, code, param = "server_error", "internal_error", None
     message = str(error) if isinstance(error, Error) else f"an internal error ended the request: {type(error).__name__}"
+    if isinstance(error, EngineDeadError):  # the cause may be anything
+        message = message.split("\n")[0][:_MAX_CAUSE_CHARS]
     return {"error": {"message": message[:_MAX_MESSAGE_CHARS], "type": kind, "param": param, "code": code}}
 
 

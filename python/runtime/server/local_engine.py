@@ -41,7 +41,7 @@ class LocalEngine(EngineClient):
         if self._engine is None or self._is_closing:
             return
         self._is_closing = True
-        self._fail_all(RequestAborted("the engine is closed"))
+        self.fail_all(RequestAborted("the engine is closed"))
         self._host.close()
         await asyncio.to_thread(self._engine.close)
 

@@ -10,7 +10,6 @@ import msgspec
 from runtime import errors
 from runtime.errors import EngineDeadError, Error, InvalidRequestError, ModelFormatError
 
-MAX_MESSAGE_BYTES = 256 << 20
 HEADER = struct.Struct("<I")
 
 

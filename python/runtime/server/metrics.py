@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
+from statistics import median
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -12,6 +14,7 @@ from runtime.server.messages import Metrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+_NUM_RECENT = 200
 _LONG_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 
@@ -40,6 +43,8 @@ class ServerMetrics:
         self._registry = CollectorRegistry()
         self._stats: Mapping[str, Any] = {}
         self._queue_s = 0.0  # of late
+        self._ttfts: deque[float] = deque(maxlen=_NUM_RECENT)
+        self._itls: deque[float] = deque(maxlen=_NUM_RECENT)
         self._registry.register(self)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
@@ -57,6 +62,15 @@ class ServerMetrics:
         return self._queue_s
 
     @property
+    def recent_ttft_s(self) -> float | None:
+        """Median of the last requests."""
+        return median(self._ttfts) if self._ttfts else None
+
+    @property
+    def recent_itl_s(self) -> float | None:
+        return median(self._itls) if self._itls else None
+
+    @property
     def stats(self) -> Mapping[str, Any]:
         """The scheduler's counts as last seen."""
         return self._stats
@@ -66,6 +80,7 @@ class ServerMetrics:
 
     def saw_tokens(self, count: int, seconds: float) -> None:
         """So many tokens came, so long after the one before."""
+        self._itls.append(seconds / count)
         for _ in range(count):
             self._itl.observe(seconds / count)
 
@@ -77,6 +92,8 @@ class ServerMetrics:
         ):
             if value is not None:
                 histogram.observe(value)
+        if metrics.ttft_s is not None:
+            self._ttfts.append(metrics.ttft_s)
         if metrics.queue_s is not None:
             self._queue_s += 0.1 * (metrics.queue_s - self._queue_s)
         self.saw_outcome("finished")

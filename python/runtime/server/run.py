@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from runtime.config import BUILTIN_LINE, EngineConfig
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, RequestAborted
 from runtime.log import get_logger
 from runtime.server.app import make_app
 from runtime.server.config import ServerConfig
@@ -25,7 +25,7 @@ from runtime.tokenizer import Tokenizer
 logger = get_logger(__name__)
 
 EXIT_FORCED = 130
-_ANSWER_TIMEOUT_S = 1.5  # for the error bodies of an engine that died
+_ANSWER_TIMEOUT_S = 1.5  # for the error bodies of requests that did not finish
 _CLOSE_TIMEOUT_S = 1
 _BACKLOG = 2048
 _BUILTIN_NAME = "builtin"
@@ -81,8 +81,8 @@ class Lifecycle:
         if not engine.dead.done():
             logger.info("draining: %d requests run", serving.num_requests)
             await self._wait_for_requests(serving, engine, self._drain_timeout_s)
-        if engine.dead.done():
-            await self._wait_for_requests(serving, engine, _ANSWER_TIMEOUT_S)
+        engine.fail_all(RequestAborted("the server is shutting down"))  # those that the time was too short for
+        await self._wait_for_requests(serving, engine, _ANSWER_TIMEOUT_S)
         serving.is_closing.set()
         if self._forced.is_set():
             self.status = EXIT_FORCED

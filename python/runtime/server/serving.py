@@ -119,6 +119,11 @@ class Serving:
             self.metrics.saw_stats(answer)
         return self.metrics.stats
 
+    async def block_owners(self) -> Mapping[str, Any]:
+        """Requests and the owners of KV blocks, see `host.block_owners`; nothing where a long step is running."""
+        answer = await self.engine.query("blocks", _STATS_TIMEOUT_S)
+        return {} if answer is None or "error" in answer else answer
+
     def retry_after_s(self) -> int:
         """Seconds after which a request that is refused now may find room."""
         return min(max(1, math.ceil(self.metrics.recent_queue_s)), _MAX_RETRY_AFTER_S)
