@@ -122,12 +122,14 @@ def test_what_is_refused_or_fails_is_an_error_of_that_request(make):
     async def use(engine, encode):
         async def error_of(kind, token_ids, params=LONG, options=()):
             streams = Streams(engine)
-            streams.submit(token_ids, params=params, options=dict(options))
             with pytest.raises(kind) as found:
+                streams.submit(token_ids, params=params, options=dict(options))
                 await read_all(streams)
             return str(found.value)
 
-        assert "5000 tokens" in await error_of(InvalidRequestError, [5] * 5000)
+        for num_tokens in (5000, engine.info.max_model_len):  # refused before the engine, and by it
+            sentence = f"a prompt of {num_tokens} tokens: must be at most {engine.info.max_model_len - 1} tokens"
+            assert sentence in await error_of(InvalidRequestError, [5] * num_tokens)
         assert "token id 9999" in await error_of(InvalidRequestError, [9999])
         assert "deadline_s=0.01" in await error_of(DeadlineExceeded, encode("1+1="), options={"deadline_s": 0.01})
         assert engine.num_open == 0 and engine.is_alive

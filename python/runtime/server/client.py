@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.engine.submission import SubmitOptions
-from runtime.errors import CapacityError, EngineDeadError, Error, RequestAborted, for_this_caller
+from runtime.errors import (
+    CapacityError,
+    EngineDeadError,
+    Error,
+    InvalidRequestError,
+    RequestAborted,
+    for_this_caller,
+)
 from runtime.log import get_logger
 from runtime.server.messages import (
     Abort,
@@ -162,10 +169,15 @@ class EngineClient(ABC):
         """Queues a request; it may still be refused by its first event. `ready` is set at every event.
 
         Raises:
+            InvalidRequestError: it is longer than max_model_len.
             CapacityError: too many are open.
             EngineDeadError, RequestAborted: the engine has stopped, or was closed.
         """
         self._require_alive()
+        if len(prompt_token_ids) > self.info.max_model_len:  # not worth the way to the engine
+            limit, hint = self.info.max_model_len - 1, f"max_model_len is {self.info.max_model_len}"
+            message = f"prompt_ids=a prompt of {len(prompt_token_ids)} tokens: must be at most {limit} tokens"
+            raise InvalidRequestError("prompt_ids", message=message, hint=hint)
         if self._max_open is not None and self.num_open + num_completions > self._max_open:
             raise CapacityError(
                 f"{self.num_open} completions run or wait already; the limit is {self._max_open}",
