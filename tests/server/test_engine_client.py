@@ -13,11 +13,13 @@ import pytest
 from runtime import LLM, SamplingParams
 from runtime.config import BUILTIN_MODEL, EngineConfig
 from runtime.engine import Knobs
+from runtime.engine.detokenizer import IncrementalDetokenizer
 from runtime.engine.model_runner import ModelRunner
 from runtime.errors import (
     CapacityError,
     DeadlineExceeded,
     EngineDeadError,
+    Error,
     InvalidRequestError,
     ModelNotFoundError,
     RequestAborted,
@@ -193,6 +195,30 @@ def test_a_failed_step_is_told_to_all():
     errors = run(make_local, use, knobs=Knobs(runner_class=Failing))
     assert len(errors) == 3
     assert all(isinstance(error, EngineDeadError) and "kernel 7 has failed" in str(error) for error in errors)
+
+
+def test_an_exception_in_one_requests_text_ends_that_request(monkeypatch):
+    push = IncrementalDetokenizer.push
+
+    def fragile(self, token_id):
+        if token_id == token_of["4"]:
+            raise ZeroDivisionError("secret text")
+        return push(self, token_id)
+
+    token_of = {"4": Tokenizer(BUILTIN_MODEL).token_to_id("4")}
+    monkeypatch.setattr(IncrementalDetokenizer, "push", fragile)
+
+    async def use(engine, encode):
+        bad, good = Streams(engine), Streams(engine)
+        bad.submit(encode("12+35="), params={"temperature": 0.0}, options={})  # 47
+        good.submit(encode("reverse(abcd)="), params={"temperature": 0.0}, options={})
+        with pytest.raises(Error, match="ZeroDivisionError") as found:
+            await read_all(bad)
+        assert "secret" not in str(found.value)
+        text = "".join(event.text for _, event in await read_all(good) if isinstance(event, Delta))
+        return text, engine.is_alive
+
+    assert run(make_local, use) == ("dcba", True)
 
 
 def test_a_killed_engine_is_noticed_at_once():

@@ -81,8 +81,11 @@ class EngineProcess(EngineClient):
         self._writer.write(frame(message))
 
     async def _receive_all(self, reader: asyncio.StreamReader) -> None:
-        while (message := await self._read(reader)) is not None:
-            self._receive(message)
+        try:
+            while (message := await self._read(reader)) is not None:
+                self._receive(message)
+        except Exception as error:  # nobody would be told otherwise
+            self._die(EngineDeadError(error))
         if self.is_alive:
             self._die(EngineDeadError(await self._last_words()))
 

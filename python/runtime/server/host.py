@@ -227,9 +227,18 @@ class _Live:
             self._handle.abort()
 
     def read(self) -> Iterator[Event]:
-        """What is new."""
+        """What is new. An exception, such as in making its text, is this request's end and nobody else's."""
         if self.has_ended:
             return
+        try:
+            yield from self._read()
+        except Exception as error:
+            logger.exception("request %d failed", self.id)
+            self.abort()
+            self.has_ended = True
+            yield Refused(self.id, to_wire(error))
+
+    def _read(self) -> Iterator[Event]:
         if self._error is None and not self._is_accepted:
             self._is_accepted = True
             yield Accepted(self.id)
