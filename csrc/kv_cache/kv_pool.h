@@ -61,8 +61,6 @@ class KvPool {
   std::int32_t num_blocks() const { return allocator_.num_blocks(); }
   std::int32_t num_free() const { return allocator_.num_free(); }
   std::int32_t num_cached() const { return cache_.device().num_resident(); }
-  // Whether a block's content is in the prefix cache.
-  bool is_cached(BlockId block) const { return cache_.device().node(block) != kNoNode; }
   std::int64_t num_evicted() const { return cache_.device().num_evicted(); }
   std::int32_t num_reserved() const { return num_reserved_; }
   std::int32_t watermark() const { return watermark_; }

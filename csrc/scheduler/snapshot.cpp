@@ -32,7 +32,7 @@ SchedulerSnapshot Scheduler::Core::Snapshot() const {
   snapshot.is_cached.push_back(0);
   for (BlockId block = 1; block <= kv_.num_blocks(); ++block) {
     snapshot.num_owners.push_back(allocator_.num_owners(block));
-    snapshot.is_cached.push_back(kv_.is_cached(block) ? 1 : 0);
+    snapshot.is_cached.push_back(allocator_.is_cached(block) ? 1 : 0);
   }
   return snapshot;
 }
