@@ -20,9 +20,9 @@ namespace runtime::bindings {
 namespace {
 
 // A read-only view of one array of a result, which stays alive with it.
-template <typename Item, auto Member>
+template <typename Result, typename Item, auto Member>
 py::array_t<Item> View(const py::object& self) {
-  const auto& values = self.cast<const StepResult&>().*Member;
+  const auto& values = self.cast<const Result&>().*Member;
   static_assert(sizeof(Item) == sizeof(values[0]));
   const auto size = static_cast<py::ssize_t>(values.size());
   py::array_t<Item> view(size, reinterpret_cast<const Item*>(values.data()), self);
@@ -178,20 +178,43 @@ void BindResult(py::module_& m) {
       m, "StepResult",
       "What a step brought, as parallel read-only numpy arrays: one entry for each sampled "
       "token, each scored row and each request that ended without one.")
-      .def_property_readonly("request_ids", &View<RequestId, &R::request_ids>, "int64 [n]")
-      .def_property_readonly("token_ids", &View<TokenId, &R::token_ids>, "int32 [n]; -1: none")
-      .def_property_readonly("finish", &View<std::int8_t, &R::finish>,
+      .def_property_readonly("request_ids", &View<R, RequestId, &R::request_ids>, "int64 [n]")
+      .def_property_readonly("token_ids", &View<R, TokenId, &R::token_ids>, "int32 [n]; -1: none")
+      .def_property_readonly("finish", &View<R, std::int8_t, &R::finish>,
                              "int8 [n]; 0 running, 1 stop, 2 length, 3 abort, 4 error")
-      .def_property_readonly("rows", &View<std::int32_t, &R::rows>,
+      .def_property_readonly("rows", &View<R, std::int32_t, &R::rows>,
                              "int32 [n]; row index in the step's plan, -1: none")
-      .def_property_readonly("stop_ids", &View<TokenId, &R::stop_ids>,
+      .def_property_readonly("stop_ids", &View<R, TokenId, &R::stop_ids>,
                              "int32 [n]; the stop token that ended it, -1: eos, or none did")
-      .def_property_readonly("num_cached", &View<std::int32_t, &R::num_cached>,
+      .def_property_readonly("num_cached", &View<R, std::int32_t, &R::num_cached>,
                              "int32 [n]; tokens found in the prefix cache, on the last entry")
-      .def_property_readonly("num_preemptions", &View<std::int32_t, &R::num_preemptions>,
+      .def_property_readonly("num_preemptions", &View<R, std::int32_t, &R::num_preemptions>,
                              "int32 [n]; on the last entry")
-      .def_property_readonly("started", &View<RequestId, &R::started>,
+      .def_property_readonly("started", &View<R, RequestId, &R::started>,
                              "int64 [m]; requests that this step's plan took from the queue");
+}
+
+void BindSnapshot(py::module_& m) {
+  using S = SchedulerSnapshot;
+  py::class_<S>(
+      m, "SchedulerSnapshot",
+      "Who runs, who waits, and whose the KV blocks are, as parallel read-only numpy arrays: those "
+      "that run first, in their order, then those that wait in theirs.")
+      .def_property_readonly("request_ids", &View<S, RequestId, &S::request_ids>, "int64 [n]")
+      .def_property_readonly("phases", &View<S, std::int8_t, &S::phases>,
+                             "int8 [n]; 0 waiting, 1 running, 2 preempted")
+      .def_property_readonly("prompt_lens", &View<S, std::int32_t, &S::prompt_lens>, "int32 [n]")
+      .def_property_readonly("output_lens", &View<S, std::int32_t, &S::output_lens>, "int32 [n]")
+      .def_property_readonly("num_computed", &View<S, std::int32_t, &S::num_computed>,
+                             "int32 [n]; tokens whose KV entries exist or are being computed")
+      .def_property_readonly("table_lens", &View<S, std::int32_t, &S::table_lens>,
+                             "int32 [n]; blocks of each request")
+      .def_property_readonly("blocks", &View<S, BlockId, &S::blocks>,
+                             "int32 [sum of table_lens]; of all tables, one after the other")
+      .def_property_readonly("num_owners", &View<S, std::int32_t, &S::num_owners>,
+                             "int32 [num_blocks + 1], by block id")
+      .def_property_readonly("is_cached", &View<S, std::int8_t, &S::is_cached>,
+                             "int8 [num_blocks + 1]; findable in the prefix cache");
 }
 
 void BindStats(py::module_& m) {
@@ -231,6 +254,7 @@ void BindScheduler(py::module_& m) {
   BindConfig(m);
   BindResult(m);
   BindStats(m);
+  BindSnapshot(m);
   py::class_<Scheduler>(m, "Scheduler",
                         "Plans steps and keeps the KV blocks. submit, abort, stop, "
                         "reset_prefix_cache and wake may be called from any thread, the rest from "
@@ -288,6 +312,7 @@ void BindScheduler(py::module_& m) {
            "whether there is.")
       .def("wake", &Scheduler::Wake, "Ends a wait().")
       .def("stats", &Scheduler::stats)
+      .def("snapshot", &Scheduler::Snapshot, "For people to look at; takes time for every block.")
       .def("check", &Scheduler::Check,
            "Raises RuntimeError that names the first broken invariant.");
 }

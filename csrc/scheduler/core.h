@@ -80,6 +80,7 @@ class Scheduler::Core {
   const StepResult& TakeEvents();
   bool HasWork() const { return !requests_.empty() || !events_.request_ids.empty(); }
   SchedulerStats stats() const;
+  SchedulerSnapshot Snapshot() const;
   void Check() const;
 
  private:

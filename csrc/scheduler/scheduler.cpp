@@ -58,6 +58,8 @@ void Scheduler::Wake() { core_->inbox().Wake(); }
 
 SchedulerStats Scheduler::stats() const { return core_->stats(); }
 
+SchedulerSnapshot Scheduler::Snapshot() const { return core_->Snapshot(); }
+
 void Scheduler::Check() const { core_->Check(); }
 
 }  // namespace runtime

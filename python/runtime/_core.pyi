@@ -28,6 +28,7 @@ __all__: list[str] = [
     "RequestParams",
     "Scheduler",
     "SchedulerConfig",
+    "SchedulerSnapshot",
     "SchedulerStats",
     "SharedPrefixes",
     "SimulationResult",
@@ -559,6 +560,56 @@ class SchedulerStats:
     @property
     def num_waiting(self) -> int: ...
 
+class SchedulerSnapshot:
+    """
+    Who runs, who waits, and whose the KV blocks are, as parallel read-only numpy arrays: those that run first, in their order, then those that wait in theirs.
+    """
+    @property
+    def blocks(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [sum of table_lens]; of all tables, one after the other
+        """
+    @property
+    def is_cached(self) -> numpy.typing.NDArray[numpy.int8]:
+        """
+        int8 [num_blocks + 1]; findable in the prefix cache
+        """
+    @property
+    def num_computed(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]; tokens whose KV entries exist or are being computed
+        """
+    @property
+    def num_owners(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [num_blocks + 1], by block id
+        """
+    @property
+    def output_lens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]
+        """
+    @property
+    def phases(self) -> numpy.typing.NDArray[numpy.int8]:
+        """
+        int8 [n]; 0 waiting, 1 running, 2 preempted
+        """
+    @property
+    def prompt_lens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]
+        """
+    @property
+    def request_ids(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64 [n]
+        """
+    @property
+    def table_lens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]; blocks of each request
+        """
+
 class Scheduler:
     """
     Plans steps and keeps the KV blocks. submit, abort, stop, reset_prefix_cache and wake may be called from any thread, the rest from one at a time.
@@ -596,6 +647,10 @@ class Scheduler:
     def schedule(self) -> int:
         """
         Tells the time, then plans the next step; the index of the buffer written, or -1: nothing can run now.
+        """
+    def snapshot(self) -> SchedulerSnapshot:
+        """
+        For people to look at; takes time for every block.
         """
     def stats(self) -> SchedulerStats: ...
     def stop(

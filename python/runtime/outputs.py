@@ -70,13 +70,15 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """What came since the last chunk of the same completion."""
+    """What came since the last chunk of the same completion. `logprobs` has one entry a token of the chunk."""
 
     index: int
     delta: str
     token_ids: list[int]
     finish_reason: str | None
     _snapshot: Callable[[], RequestOutput] = field(repr=False, compare=False)
+    logprobs: list[dict[int, Logprob]] | None = None
+    stop_reason: int | str | None = None
 
     @property
     def output(self) -> RequestOutput:

@@ -43,6 +43,11 @@ class Tokenizer:
         """One more than the largest token id, added tokens included."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """tokenizer_config.json."""
+        return dict(self._config)
+
     def close(self) -> None:
         """Ends the process that renders the chat template; another one starts when it is needed."""
         if self.chat_template is not None:
@@ -62,7 +67,8 @@ class Tokenizer:
                 "prompt", message=f"the prompt has {len(text)} characters; the limit is {MAX_PROMPT_CHARS}"
             )
         try:
-            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+            # the batch's, unlike the single text's, lets other threads run meanwhile
+            return list(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
         except Exception as error:  # e.g. lone surrogates
             raise InvalidRequestError("prompt", message=f"the prompt cannot be tokenised: {error}") from None
 

@@ -132,7 +132,7 @@ def test_help_lists_every_verb(run):
 @pytest.mark.parametrize(
     "arguments, code, sentence",
     [
-        (["genrate"], 2, "unknown verb 'genrate'; did you mean 'generate'?"),
+        (["genrate"], 2, "unknown verb 'genrate'; did you mean 'generate'"),
         (["generate", "--temprature", "1"], 2, "unknown flag '--temprature'; did you mean '--temperature'"),
         (["generate", "m", "extra"], 2, "unknown argument 'extra'"),
         (["generate", "-p", "x", "--max-tokens", "many"], 2, "invalid int value: 'many'"),

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "python" / "runtime"
 SHARED = {"config", "errors", "log"}
 BELOW_ENGINE = {"basemodel", "kernels", "parallel", "loader", "models", "_core"}
 BELOW_LLM = BELOW_ENGINE | {"engine", "outputs", "prompts", "sampling_params", "tokenizer", "chat_template"}
-VERBS = BELOW_LLM | {"llm", "bench", "cli", "simulation"}
+VERBS = BELOW_LLM | {"llm", "bench", "cli", "server", "simulation"}
 # part of the package -> the parts it may import, besides SHARED
 ALLOWED = {
     "kernels": set(),
@@ -29,6 +29,7 @@ ALLOWED = {
     "worker": {"_core", "engine"},
     "llm": BELOW_LLM - {"models"},
     "simulation": {"_core", "loader"},
+    "server": BELOW_LLM - {"models"} | {"llm"},
     "bench": VERBS - {"models"},
     "cli": VERBS - {"models"},
     "config": set(),

@@ -56,6 +56,23 @@ struct SchedulerStats {
   std::int64_t num_finished = 0;
 };
 
+enum class RequestPhase : std::int8_t { kWaiting = 0, kRunning = 1, kPreempted = 2 };
+
+// Who runs, who waits, and whose the blocks are: for people to look at. Parallel arrays, those that
+// run first, in their order, then those that wait in theirs.
+struct SchedulerSnapshot {
+  std::vector<RequestId> request_ids;
+  std::vector<RequestPhase> phases;
+  std::vector<std::int32_t> prompt_lens;
+  std::vector<std::int32_t> output_lens;
+  std::vector<std::int32_t> num_computed;
+  std::vector<std::int32_t> table_lens;  // blocks of each request
+  std::vector<BlockId> blocks;           // of all tables, one after the other
+  // By block id, 0 included:
+  std::vector<std::int32_t> num_owners;
+  std::vector<std::int8_t> is_cached;  // findable in the prefix cache
+};
+
 // Memory for one StepPlan, owned by the caller; int32 words.
 using PlanBuffer = std::span<std::int32_t>;
 
@@ -150,6 +167,7 @@ class Scheduler {
   void Wake();
 
   SchedulerStats stats() const;
+  SchedulerSnapshot Snapshot() const;
   // Throws InvariantError that names the first broken invariant.
   void Check() const;
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.load_format != "dummy":
         print("every tensor is there, none is left over, all have their shapes")
     if plan:
-        print(*_plan_lines(plan), sep="\n")
+        print(*plan_lines(plan), sep="\n")
     return 0
 
 
@@ -116,7 +116,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     return plan.as_dict()
 
 
-def _plan_lines(plan: dict[str, Any]) -> list[str]:
+def plan_lines(plan: dict[str, Any]) -> list[str]:
     """A table of bytes, in MiB, and what fits."""
     parts = {f"  {name}": size for name, size in plan["parts"].items()}
     sizes = {"weights": plan["weights"], "kv_cache": plan["kv_cache"], "workspace": plan["workspace"], **parts}

@@ -23,10 +23,12 @@ from runtime.errors import (
 VERBS = {
     "generate": "complete a prompt",
     "chat": "talk to a model",
+    "serve": "serve a model over HTTP",
     "inspect": "describe a model folder and check it",
     "doctor": "check this machine",
     "bench": "measure latency, or the scheduler",
     "simulate": "serve made-up requests in virtual time",
+    "completion": "print a shell's completion script",
     "version": "print versions",
 }
 

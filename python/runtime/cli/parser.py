@@ -57,7 +57,7 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag for each argument of the engine; values are checked by EngineConfig."""
     group = parser.add_argument_group("engine")
-    helps = _argument_helps(EngineConfig.__doc__ or "")
+    helps = argument_helps(EngineConfig.__doc__ or "")
     for field in dataclasses.fields(EngineConfig):
         if field.name in _NO_ENGINE_FLAGS:
             continue
@@ -65,7 +65,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         if isinstance(field.default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=text)
         else:
-            group.add_argument(flag, type=_type_of(str(field.type)), default=field.default, help=text)
+            group.add_argument(flag, type=type_of(str(field.type)), default=field.default, help=text)
 
 
 def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -89,11 +89,11 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     return SamplingParams(**given, stop=args.stop, ignore_eos=args.ignore_eos)
 
 
-def _type_of(annotation: str) -> type:
+def type_of(annotation: str) -> type:
     return int if annotation.startswith("int") else float if annotation.startswith("float") else str
 
 
-def _argument_helps(docstring: str) -> dict[str, str]:
+def argument_helps(docstring: str) -> dict[str, str]:
     """Name -> first sentence of the docstring's Args section; "a, b: ..." serves both."""
     found: dict[str, str] = {}
     for names, text in re.findall(r"^        (\w+(?:, \w+)*): (.+(?:\n            .+)*)", docstring, re.MULTILINE):

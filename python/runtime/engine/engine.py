@@ -92,6 +92,16 @@ class Engine:
         found: _core.SchedulerStats = self.call(self._scheduler.stats)
         return found
 
+    def snapshot(self) -> _core.SchedulerSnapshot:
+        """Requests and the owners of KV blocks, between two steps."""
+        found: _core.SchedulerSnapshot = self.call(self._scheduler.snapshot)
+        return found
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds since the newest step was launched; 0 while nothing runs. Waits for nothing."""
+        return 0.0 if (since := self._busy_since) is None else time.monotonic() - since
+
     def submit(
         self,
         prompt: str | None,
@@ -110,15 +120,8 @@ class Engine:
         if params.stop_strings and self.tokenizer is None:
             message = "stop strings are found in the text, which skip_tokenizer_init=True leaves out"
             raise InvalidRequestError("stop", params.stop, message=message)
-        handle = RequestHandle(
-            str(next(self._handle_ids)),
-            prompt,
-            prompt_token_ids,
-            params,
-            self.tokenizer,
-            self._abort,
-            options,
-        )
+        handle_id = str(next(self._handle_ids))
+        handle = RequestHandle(handle_id, prompt, prompt_token_ids, params, self.tokenizer, self._abort, options)
         handle.completions = [self._completion(handle, index) for index in range(params.n)]
         first, rest = handle.completions[0], handle.completions[1:]
         if not self._waits_for_cache(handle):

@@ -76,8 +76,8 @@ class Step:
             self._outputs.logprobs[row, : num_top + 1].tolist(),
         )
 
-    def scores(self, row: int) -> list[float]:
-        """Logprobs of the scored tokens of the request in that row of the plan."""
+    def scores(self, row: int) -> list[tuple[list[int], list[float]]]:
+        """Of each scored token of the request in that row of the plan: ids and logprobs, the token's, then the top."""
         return self.scored[row].values()
 
 

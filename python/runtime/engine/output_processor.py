@@ -26,8 +26,8 @@ class StepValues(Protocol):
     def logprobs(self, row: int, num_top: int) -> tuple[list[int], list[float]]:
         """Ids and logprobs: the sampled token, then the top ones."""
 
-    def scores(self, row: int) -> list[float]:
-        """Logprobs of the scored prompt tokens of a request that has ended."""
+    def scores(self, row: int) -> list[tuple[list[int], list[float]]]:
+        """Likewise, of each scored prompt token of a request that has ended: the token itself, then the top ones."""
 
 
 class OutputProcessor:

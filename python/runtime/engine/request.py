@@ -44,7 +44,7 @@ class Completion:
         self.token_ids: list[int] = []
         # per token: ids and logprobs of the sampled token, then of the top ones
         self.raw_logprobs: list[tuple[list[int], list[float]]] = []
-        self.scores: list[float] = []
+        self.scores: list[tuple[list[int], list[float]]] = []  # likewise, per scored prompt token
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self.num_text_tokens: int | None = None  # without the stop token, once finished by one
@@ -152,7 +152,11 @@ class RequestHandle:
     def scores(self, timeout: float | None = None) -> list[float]:
         """Waits for a request that scores its prompt; the logprobs, one a scored token."""
         self.result(timeout)
-        return list(self.completions[0].scores)
+        return [logprobs[0] for _, logprobs in self.completions[0].scores]
+
+    def prompt_logprobs(self) -> list[dict[int, Logprob]]:
+        """Of a scored request that has ended: candidates of each scored token, as `CompletionOutput.logprobs`."""
+        return [self._one_position(*raw) for raw in self.completions[0].scores]
 
     def output(self) -> RequestOutput:
         """The request as it stands."""
@@ -162,12 +166,11 @@ class RequestHandle:
 
     def __iter__(self) -> Iterator[StreamChunk]:
         ready = threading.Event()
-        with _Listening(self, ready.set):
-            readers = [_Reader(c) for c in self.completions]
+        with Subscription(self, ready.set) as subscription:
             while True:
                 ready.clear()
                 finished = self._done.is_set()
-                yield from self._chunks(readers)
+                yield from subscription.read()
                 if finished:
                     break
                 ready.wait()
@@ -175,12 +178,11 @@ class RequestHandle:
 
     async def __aiter__(self) -> AsyncIterator[StreamChunk]:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        with _Listening(self, lambda: _call_in(loop, ready.set)):
-            readers = [_Reader(c) for c in self.completions]
+        with Subscription(self, lambda: _call_in(loop, ready.set)) as subscription:
             while True:
                 ready.clear()
                 finished = self._done.is_set()
-                for chunk in self._chunks(readers):
+                for chunk in subscription.read():
                     yield chunk
                 if finished:
                     break
@@ -212,13 +214,18 @@ class RequestHandle:
             if completion.error is not None:
                 raise for_this_caller(completion.error)
 
-    def _chunks(self, readers: Sequence[_Reader]) -> Iterator[StreamChunk]:
-        for reader in readers:
-            with self._lock:
-                found = reader.read(self._decoded)
-            if found is not None:
-                delta, token_ids, reason = found
-                yield StreamChunk(reader.completion.index, delta, token_ids, reason, self.output)
+    def _chunk(self, reader: _Reader) -> StreamChunk | None:
+        with self._lock:
+            found = reader.read(self._decoded)
+        if found is None:
+            return None
+        delta, token_ids, reason = found
+        completion, end = reader.completion, reader.num_tokens
+        logprobs = None
+        if completion.has_logprobs:
+            logprobs = [self._one_position(*raw) for raw in completion.raw_logprobs[end - len(token_ids) : end]]
+        stop_reason = completion.stop_reason if reason is not None else None
+        return StreamChunk(completion.index, delta, token_ids, reason, self.output, logprobs, stop_reason)
 
     def _decoded(self, completion: Completion, num_tokens: int) -> str:
         """The text so far; the caller holds the lock."""
@@ -296,7 +303,7 @@ class _Reader:
 
     def __init__(self, completion: Completion) -> None:
         self.completion = completion
-        self._num_tokens = 0
+        self.num_tokens = 0
         self._num_chars = 0
         self._ended = False
 
@@ -307,27 +314,43 @@ class _Reader:
         finished = self.completion.finished  # read before the tokens: the last ones come first
         count = len(self.completion.token_ids)
         text = decoded(self.completion, count)
-        if count == self._num_tokens and len(text) == self._num_chars and not finished:
+        if count == self.num_tokens and len(text) == self._num_chars and not finished:
             return None
-        delta, token_ids = text[self._num_chars :], self.completion.token_ids[self._num_tokens : count]
-        self._num_tokens, self._num_chars, self._ended = count, len(text), finished
+        delta, token_ids = text[self._num_chars :], self.completion.token_ids[self.num_tokens : count]
+        self.num_tokens, self._num_chars, self._ended = count, len(text), finished
         return delta, token_ids, self.completion.finish_reason if finished else None
 
 
-class _Listening:
-    """Registers a listener of a request for the time of a `with` block."""
+class Subscription:
+    """Follows a request for the time of a `with` block, or until `close`.
+
+    Args:
+        listener: called after every token and at the end, mostly by the engine thread; it must return at once.
+    """
 
     def __init__(self, handle: RequestHandle, listener: Callable[[], None]) -> None:
         self._handle = handle
         self._listener = listener
+        self._readers = [_Reader(completion) for completion in handle.completions]
+        with handle._lock:
+            handle.listeners = (*handle.listeners, listener)
 
-    def __enter__(self) -> None:
-        with self._handle._lock:
-            self._handle.listeners = (*self._handle.listeners, self._listener)
+    def read(self) -> Iterator[StreamChunk]:
+        """What is new of each completion; one reader at a time."""
+        for reader in self._readers:
+            chunk = self._handle._chunk(reader)
+            if chunk is not None:
+                yield chunk
 
-    def __exit__(self, *exc: object) -> None:
+    def close(self) -> None:
         with self._handle._lock:
             self._handle.listeners = tuple(one for one in self._handle.listeners if one is not self._listener)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

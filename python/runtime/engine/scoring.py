@@ -19,10 +19,13 @@ class ScoredRow:
 
     known_ids: Words
     start: int
-    chunks: list[torch.Tensor] = field(default_factory=list)  # float32, in order; on the host once their step is done
+    num_top: int  # likeliest tokens of each position, beside the scored one
+    # (ids int64, logprobs float32), each [positions, 1 + num_top], in order; on the host once their step is done
+    chunks: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
-    def values(self) -> list[float]:
-        return [value for chunk in self.chunks for value in chunk.tolist()]
+    def values(self) -> list[tuple[list[int], list[float]]]:
+        """Ids and logprobs of each position: the scored token, then the top ones."""
+        return [pair for ids, logprobs in self.chunks for pair in zip(ids.tolist(), logprobs.tolist())]
 
 
 @dataclass
@@ -54,7 +57,8 @@ class Scorer:
             if record[sp.REC_FLAGS] & sp.SCORE:
                 ids_offset, num_ids = record[sp.REC_KNOWN_IDS : sp.REC_KNOWN_IDS + 2].tolist()
                 known = words[ids_offset : ids_offset + num_ids].copy()
-                self._rows[int(record[sp.REC_ROW])] = ScoredRow(known, int(record[sp.REC_SCORE_START]))
+                start, num_top = record[sp.REC_SCORE_START], max(record[sp.REC_NUM_LOGPROBS], 0)
+                self._rows[int(record[sp.REC_ROW])] = ScoredRow(known, int(start), int(num_top))
 
     def targets(self, rows: Words) -> Targets | None:
         """What a step of these `rows` (int32 [num_rows, 4] of the plan) scores; None: nothing."""
@@ -77,9 +81,21 @@ class Scorer:
 
     def keep(self, targets: Targets, logits: torch.Tensor) -> None:
         """Adds the logprobs of a step; `logits` is [scored positions, vocab]. Does not wait for the device."""
-        token_ids = torch.from_numpy(targets.token_ids).to(logits.device, non_blocking=True)
-        chosen = torch.log_softmax(logits.float(), dim=-1).gather(1, token_ids[:, None])[:, 0]
-        host = torch.empty(chosen.shape, dtype=torch.float32, pin_memory=chosen.is_cuda)
-        host.copy_(chosen, non_blocking=True)
-        for scored, chunk in zip(targets.rows.values(), torch.split(host, list(targets.counts.values()))):
-            scored.chunks.append(chunk)
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        token_ids = torch.from_numpy(targets.token_ids).to(logits.device, non_blocking=True)[:, None]
+        chosen = logprobs.gather(1, token_ids)
+        num_top = max(scored.num_top for scored in targets.rows.values())
+        if num_top:
+            top = logprobs.topk(num_top, dim=-1)
+            token_ids, chosen = torch.cat([token_ids, top.indices], dim=1), torch.cat([chosen, top.values], dim=1)
+        ids, values = _to_host(token_ids), _to_host(chosen)
+        start = 0
+        for scored, count in zip(targets.rows.values(), targets.counts.values()):
+            part = slice(start, start + count), slice(0, 1 + scored.num_top)
+            scored.chunks.append((ids[part], values[part]))
+            start += count
+
+
+def _to_host(values: torch.Tensor) -> torch.Tensor:
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+    return host.copy_(values, non_blocking=True)

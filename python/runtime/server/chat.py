@@ -1,0 +1,145 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from runtime.errors import InvalidRequestError
+from runtime.server.completions import bounded
+from runtime.server.generation import Choice, Generation, Prompt
+from runtime.server.messages import Candidate, Delta
+from runtime.server.protocol import ChatBody, flatten_messages, parse, read_body
+from runtime.server.serving import Serving
+
+
+async def create_chat_completion(request: Request) -> Response:
+    serving: Serving = request.app
+    serving.check_accepting()
+    body, passed, unknown = read_body(await serving.read_object(request), ChatBody)
+    serving.check_model(body.model)
+    max_tokens = passed.pop("max_tokens", None)
+    if body.max_completion_tokens is not None:
+        max_tokens = body.max_completion_tokens
+    num_logprobs = _num_logprobs(body)
+    parsed = parse(
+        body,
+        passed,
+        unknown,
+        request.headers,
+        serving.config.request_timeout,
+        logprobs=num_logprobs,
+        max_tokens=max_tokens,
+    )
+    prompt = await encode_chat(serving, body)
+    generation = Generation(
+        serving,
+        request,
+        [prompt],
+        parsed,
+        ChatShape(serving.model, num_logprobs),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+    )
+    return await generation.respond(stream=bool(body.stream))
+
+
+async def encode_chat(serving: Serving, body: ChatBody) -> Prompt:
+    """The prompt of a conversation, under the model's own chat template."""
+    messages, tokenizer = flatten_messages(body.messages), serving.tokenizer
+    variables = dict(body.chat_template_kwargs or {})
+    reserved = {"messages", "tools", "documents", "add_generation_prompt"} & set(variables)
+    if reserved:
+        raise InvalidRequestError(
+            "chat_template_kwargs", message=f"chat_template_kwargs: {min(reserved)} is not its own"
+        )
+    if body.continue_final_message:
+        raise InvalidRequestError("continue_final_message", message="continue_final_message is not supported")
+    adds = True if body.add_generation_prompt is None else body.add_generation_prompt
+
+    def encode() -> Prompt:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=adds, **variables)
+        token_ids = tokenizer.encode(text, add_special_tokens=False)
+        if not token_ids:
+            raise InvalidRequestError("messages", message="the messages make an empty prompt")
+        return Prompt(text, token_ids)
+
+    return await serving.in_thread(encode)
+
+
+class ChatShape:
+    """OpenAI's `chat.completion` and `chat.completion.chunk`."""
+
+    def __init__(self, model: str, num_logprobs: int | None) -> None:
+        self._id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._model = model
+        self._num_logprobs = num_logprobs
+        self._created = int(time.time())
+
+    def head(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
+        return self._chunk([self._choice(index, {"role": "assistant", "content": ""}, None, None)])
+
+    def chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
+        if not delta.text and not delta.logprobs and delta.finish_reason is None:
+            return None
+        says = {"content": delta.text} if delta.text else {}
+        logprobs = self._logprobs(delta.token_ids, delta.logprobs or [])
+        return self._chunk([self._choice(index, says, logprobs, delta.finish_reason)])
+
+    def tail(self, usage: dict[str, Any]) -> dict[str, Any]:
+        return {**self._chunk([]), "usage": usage}
+
+    def whole(self, prompts: Sequence[Prompt], choices: Sequence[Choice], usage: dict[str, Any]) -> dict[str, Any]:
+        found = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
+                "logprobs": self._logprobs(choice.token_ids, choice.logprobs),
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(choices)
+        ]
+        return {**self._envelope("chat.completion", found), "usage": usage}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return self._envelope("chat.completion.chunk", choices)
+
+    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model,
+            "choices": choices,
+        }
+
+    def _choice(self, index: int, delta: dict[str, Any], logprobs: Any, finish_reason: str | None) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def _logprobs(self, token_ids: Sequence[int], logprobs: Sequence[list[Candidate]]) -> dict[str, Any] | None:
+        if self._num_logprobs is None:
+            return None
+        content = [self._position(token, candidates) for token, candidates in zip(token_ids, logprobs)]
+        return {"content": content, "refusal": None}
+
+    def _position(self, token: int, candidates: Sequence[Candidate]) -> dict[str, Any]:
+        chosen = next(c for c in candidates if c.token_id == token)
+        top = [_token(c) for c in candidates if c.rank is not None and c.rank <= (self._num_logprobs or 0)]
+        return {**_token(chosen), "top_logprobs": top}
+
+
+def _token(candidate: Candidate) -> dict[str, Any]:
+    text = candidate.text
+    return {"token": text, "logprob": bounded(candidate.logprob), "bytes": list(text.encode())}
+
+
+def _num_logprobs(body: ChatBody) -> Any:
+    if not body.logprobs:
+        if body.top_logprobs:
+            raise InvalidRequestError("top_logprobs", message="top_logprobs needs logprobs=true")
+        return None
+    return 0 if body.top_logprobs is None else body.top_logprobs

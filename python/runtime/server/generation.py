@@ -1,0 +1,294 @@
+"""From a checked request to its answer: submit, gather or stream, abort when nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from runtime.errors import Error, RequestAborted
+from runtime.server.client import Streams, as_arguments, options_as_arguments
+from runtime.server.http_errors import HttpError, error_object
+from runtime.server.messages import Accepted, Candidate, Delta, Ended, Event, Metrics, Scored
+from runtime.server.protocol import Parsed
+from runtime.server.serving import Serving
+
+_MAX_WARNED = 20
+_MAX_NAME_CHARS = 40
+
+
+@dataclass
+class Prompt:
+    """One prompt. `scores` has the candidates of each token once it was scored, none for the first."""
+
+    text: str | None
+    token_ids: list[int]
+    scores: list[list[Candidate]] = field(default_factory=list)
+
+
+@dataclass
+class Choice:
+    """A completion as far as it has come."""
+
+    text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[list[Candidate]] = field(default_factory=list)
+    finish_reason: str | None = None
+    last_token_at: float | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text.append(delta.text)
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs or []
+        self.finish_reason = delta.finish_reason
+
+
+class Shape(Protocol):
+    """The words of one endpoint. `index` is a choice's place in the answer."""
+
+    def head(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
+        """A stream's first chunk of a choice, before any token."""
+
+    def chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
+        """A further one; None: there is nothing to say."""
+
+    def tail(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """A stream's last chunk, when the usage was asked for."""
+
+    def whole(self, prompts: Sequence[Prompt], choices: Sequence[Choice], usage: dict[str, Any]) -> dict[str, Any]:
+        """The answer in one piece."""
+
+
+class Generation:
+    """The prompts of one HTTP request.
+
+    Args:
+        prompt_logprobs: likeliest tokens to name at each prompt token; None: prompts are not scored.
+        generate: False: prompts are scored and nothing else.
+        include_usage: a stream ends with the token counts.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        request: Request,
+        prompts: list[Prompt],
+        parsed: Parsed,
+        shape: Shape,
+        *,
+        prompt_logprobs: int | None = None,
+        generate: bool = True,
+        include_usage: bool = False,
+    ) -> None:
+        self._serving = serving
+        self._request = request
+        self._prompts = prompts
+        self._parsed = parsed
+        self._shape = shape
+        self._prompt_logprobs = prompt_logprobs
+        self._generate = generate
+        self._include_usage = include_usage
+        self._streams = Streams(serving.engine)
+        self._choices = [Choice() for _ in range(len(prompts) * parsed.params.n)]
+        self._metrics: list[Metrics] = []
+        self._is_disconnected = False
+        self._arrived_at = time.perf_counter()
+
+    async def respond(self, *, stream: bool) -> Response:
+        """The answer; a stream's is returned once the engine has accepted all prompts.
+
+        Raises:
+            Error: refused.
+        """
+        self._submit()
+        watcher = asyncio.create_task(self._abort_on_disconnect())
+        self._serving.num_requests += 1
+        try:
+            events = await self._read_until_accepted()
+        except BaseException as error:
+            self._finish(watcher, error)
+            raise
+        if stream:
+            return EventStream(self._chunks(events, watcher), self._headers())
+        return await self._gather(events, watcher)
+
+    async def _gather(self, events: list[tuple[int, Event]], watcher: asyncio.Task[None]) -> Response:
+        error: BaseException | None = None
+        try:
+            while events:
+                for request, event in events:
+                    self._take(request, event)
+                events = await self._streams.read()
+        except BaseException as found:
+            error = found
+            raise
+        finally:
+            self._finish(watcher, error)
+        answer = self._shape.whole(self._prompts, self._choices, self._usage())
+        return Response(msgspec.json.encode(answer), 200, self._headers(), media_type="application/json")
+
+    async def _chunks(self, events: list[tuple[int, Event]], watcher: asyncio.Task[None]) -> AsyncIterator[bytes]:
+        """Blocks of server-sent events; an error is the last of them."""
+        error: BaseException | None = None
+        try:
+            while events:
+                block = b"".join(
+                    self._encode(chunk) for request, event in events for chunk in self._say(request, event)
+                )
+                if block:
+                    yield block
+                events = await self._streams.read()
+            if self._include_usage:
+                yield self._encode(self._shape.tail(self._usage()))
+            yield b"data: [DONE]\n\n"
+        except Exception as found:
+            error = found
+            if not self._is_disconnected:
+                yield self._encode(error_object(found))
+        except BaseException as found:
+            error = found
+            raise
+        finally:
+            self._finish(watcher, error)
+
+    def _submit(self) -> None:
+        params, options = as_arguments(self._parsed.params), options_as_arguments(self._parsed.options)
+        if not self._serving.has_tokenizer:
+            params["detokenize"] = False
+        for prompt in self._prompts:
+            self._streams.submit(
+                prompt.token_ids,
+                params=params,
+                options=options,
+                num_completions=self._parsed.params.n,
+                prompt_logprobs=self._prompt_logprobs,
+                generate=self._generate,
+            )
+
+    async def _read_until_accepted(self) -> list[tuple[int, Event]]:
+        found: list[tuple[int, Event]] = []
+        num_accepted = 0
+        while num_accepted < len(self._prompts):
+            events = await self._streams.read()
+            num_accepted += sum(isinstance(event, Accepted) for _, event in events)
+            found += events
+        return found
+
+    async def _abort_on_disconnect(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self._is_disconnected = True
+        self._streams.abort()
+
+    def _say(self, request: int, event: Event) -> Iterator[dict[str, Any]]:
+        """The chunks that an event makes."""
+        self._take(request, event)
+        n, prompt = self._parsed.params.n, self._prompts[request]
+        is_scored = self._prompt_logprobs is not None and len(prompt.token_ids) > 1
+        said: list[dict[str, Any] | None] = []
+        if isinstance(event, Scored if is_scored else Accepted):
+            said = [self._shape.head(index, prompt) for index in range(request * n, (request + 1) * n)]
+        if isinstance(event, Ended) and not self._generate:
+            event = Delta(event.id, 0, "", [], finish_reason="length")
+        if isinstance(event, Delta):
+            said.append(self._shape.chunk(request * n + event.index, event))
+        yield from (chunk for chunk in said if chunk is not None)
+
+    def _take(self, request: int, event: Event) -> None:
+        if isinstance(event, Delta):
+            choice = self._choices[request * self._parsed.params.n + event.index]
+            choice.add(event)
+            self._note_tokens(choice, len(event.token_ids))
+        elif isinstance(event, Scored):
+            self._prompts[request].scores = event.positions
+        elif isinstance(event, Ended):
+            self._metrics.append(event.metrics)
+            self._serving.metrics.saw_end(event.metrics)
+
+    def _note_tokens(self, choice: Choice, count: int) -> None:
+        now = time.perf_counter()
+        if choice.last_token_at is not None and count:
+            self._serving.metrics.saw_tokens(count, now - choice.last_token_at)
+        elif count:
+            self._log.setdefault("ttft_ms", round((now - self._arrived_at) * 1e3, 1))
+        if count:
+            choice.last_token_at = now
+
+    def _usage(self) -> dict[str, Any]:
+        prompt = sum(len(prompt.token_ids) for prompt in self._prompts)
+        output = sum(metrics.output_tokens for metrics in self._metrics)
+        cached = sum(min(m.cached_tokens, m.prompt_tokens) for m in self._metrics)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": output,
+            "total_tokens": prompt + output,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+    def _headers(self) -> dict[str, str]:
+        ignored = self._parsed.ignored
+        if not ignored:
+            return {}
+        names = ", ".join(f"'{quote(name, safe='')[:_MAX_NAME_CHARS]}'" for name in ignored[:_MAX_WARNED])
+        return {"x-runtime-warning": f"unknown fields were ignored: {names}"}
+
+    @property
+    def _log(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._request.scope["state"]["log"]
+        return found
+
+    def _finish(self, watcher: asyncio.Task[None], error: BaseException | None) -> None:
+        """However it ended: nothing of it runs on."""
+        self._streams.abort()
+        watcher.cancel()
+        self._serving.num_requests -= 1
+        self._log["prompt_tokens"] = sum(len(prompt.token_ids) for prompt in self._prompts)
+        self._log["output_tokens"] = sum(len(choice.token_ids) for choice in self._choices)
+        if self._metrics and self._metrics[0].ttft_s is not None:
+            self._log["engine_ttft_ms"] = round(self._metrics[0].ttft_s * 1e3, 1)
+        outcome = _outcome(error)
+        if outcome is not None:
+            self._log["ended_by"] = outcome
+            self._serving.metrics.saw_outcome(outcome)
+
+    @staticmethod
+    def _encode(chunk: dict[str, Any]) -> bytes:
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+class EventStream(Response):
+    """Server-sent events from an iterator of blocks."""
+
+    def __init__(self, blocks: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(None, 200, {**headers, "x-accel-buffering": "no"}, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._blocks = blocks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async for block in self._blocks:
+                await send({"type": "http.response.body", "body": block, "more_body": True})
+        finally:
+            with contextlib.suppress(RuntimeError):  # already closing
+                await self._blocks.aclose()  # type: ignore[attr-defined]
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _outcome(error: BaseException | None) -> str | None:
+    if error is None:
+        return None
+    if isinstance(error, (RequestAborted, asyncio.CancelledError)):
+        return "aborted"
+    if isinstance(error, HttpError):
+        return error.error_code
+    return error.code if isinstance(error, Error) else "internal_error"

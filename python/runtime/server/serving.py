@@ -1,0 +1,136 @@
+"""What the endpoints share: engine, tokenizer, limits, and what is known of the state of things."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from runtime.errors import ConfigError
+from runtime.server.client import EngineClient
+from runtime.server.config import ServerConfig
+from runtime.server.http_errors import HttpError
+from runtime.server.json_body import read_object
+from runtime.server.metrics import ServerMetrics
+from runtime.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+_NUM_TEXT_THREADS = 2
+_MAX_PING_INTERVAL_S = 1.0
+_MAX_SILENCE_S = 10.0
+_MAX_RETRY_AFTER_S = 60
+_STATS_TIMEOUT_S = 0.25
+
+
+class Serving:
+    """One server's state.
+
+    Args:
+        engine: started.
+        tokenizer: None: prompts are token ids, answers have no text.
+    """
+
+    def __init__(self, engine: EngineClient, tokenizer: Tokenizer | None, config: ServerConfig, model: str) -> None:
+        self.engine = engine
+        self.config = config
+        self.model = model
+        self.created = int(time.time())
+        self.metrics = ServerMetrics()
+        self.is_draining = False
+        self.is_closing = asyncio.Event()  # ends what never ends by itself
+        self.num_requests = 0  # generations that are being answered
+        self._tokenizer = tokenizer
+        self._busy_s = 0.0
+        self._text_threads = ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="runtime-text")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ConfigError(
+                "this needs a tokenizer, and the server runs without one", hint="--no-skip-tokenizer-init"
+            )
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self._tokenizer is not None
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Work on text, beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._text_threads, function)
+
+    async def decode_each(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token alone."""
+        tokenizer = self.tokenizer
+        return await self.in_thread(lambda: [tokenizer.decode([t], skip_special_tokens=False) for t in token_ids])
+
+    async def read_object(self, request: Request) -> dict[str, Any]:
+        """The body of a request, within the limits."""
+        config = self.config
+        return await read_object(request, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout)
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.model:
+            raise HttpError(
+                404, f"there is no model {name[:200]!r} here; there is {self.model!r}", "model_not_found", param="model"
+            )
+
+    def check_accepting(self) -> None:
+        if self.is_draining:
+            raise HttpError(503, "the server is shutting down", "draining", headers={"connection": "close"})
+
+    # ---- health -----------------------------------------------------------------------------
+
+    @property
+    def silence_limit_s(self) -> float:
+        """How long the engine's process may say nothing: it answers within milliseconds, whatever a step takes."""
+        return min(self.engine.info.step_timeout_s / 2, _MAX_SILENCE_S)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the engine makes no progress; None: it does, or has nothing to do."""
+        if self.engine.dead.done():
+            return str(self.engine.dead.result())
+        if self.engine.silent_s > self.silence_limit_s:
+            return f"the engine's process has not answered for {self.engine.silent_s:.1f} s"
+        if self._busy_s > self.engine.info.step_timeout_s:
+            return f"a step has been running for {self._busy_s:.1f} s"
+        return None
+
+    async def watch_engine(self) -> None:
+        """Asks the engine for a sign of life, again and again; to be cancelled."""
+        while True:
+            answer = await self.engine.query("health", self.silence_limit_s)
+            if answer is not None:
+                self._busy_s = float(answer.get("busy_s", 0.0))
+            await asyncio.sleep(min(self.silence_limit_s / 4, _MAX_PING_INTERVAL_S))
+
+    async def refresh_stats(self) -> Mapping[str, Any]:
+        """The scheduler's counts: new ones, or where a long step is running the last."""
+        answer = await self.engine.query("stats", _STATS_TIMEOUT_S)
+        if answer is not None and "error" not in answer:
+            self.metrics.saw_stats(answer)
+        return self.metrics.stats
+
+    async def block_owners(self) -> Mapping[str, Any]:
+        """Requests and the owners of KV blocks, see `host.block_owners`; nothing where a long step is running."""
+        answer = await self.engine.query("blocks", _STATS_TIMEOUT_S)
+        return {} if answer is None or "error" in answer else answer
+
+    def retry_after_s(self) -> int:
+        """Seconds after which a request that is refused now may find room."""
+        return min(max(1, math.ceil(self.metrics.recent_queue_s)), _MAX_RETRY_AFTER_S)
+
+    async def close(self) -> None:
+        self.is_closing.set()
+        self._text_threads.shutdown(wait=False, cancel_futures=True)
+        if self._tokenizer is not None:
+            with contextlib.suppress(OSError):
+                self._tokenizer.close()

@@ -1,0 +1,269 @@
+"""What a hostile or broken client can do to itself, and cannot do to others."""
+
+import base64
+import json
+import socket
+import time
+
+import httpx
+import pytest
+
+from runtime.errors import ConfigError
+from runtime.server.config import ServerConfig
+from runtime.server.json_body import MAX_DEPTH, is_shallow
+
+LONG = {"prompt": "1+1=", "max_tokens": 1000, "ignore_eos": True, "temperature": 0}
+KEY = "correct-horse-battery"
+LIMITS = ("--header-timeout", 1, "--body-timeout", 1, "--write-timeout", 1, "--max-body-bytes", 100_000)
+GUARDED = ("--api-key", KEY, "--api-key", "another-good-key", "--allowed-origin", "https://chat.example")
+
+
+def post(client, content, **headers):
+    return client.post("/v1/completions", content=content, headers={"content-type": "application/json", **headers})
+
+
+def request(body):
+    """The bytes of a POST to /v1/completions."""
+    content = json.dumps(body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+def test_json_depth_is_bounded():
+    def nested(depth, left=b"[", right=b"]"):
+        return left * depth + right * depth
+
+    for left, right in ((b"[", b"]"), (b'{"a":', b"}"), (b'[{"a":', b"}]")):
+        levels = len(left.replace(b'"a":', b""))
+        deepest = MAX_DEPTH // levels
+        inner = b"1" if left.endswith(b":") else b""
+        assert is_shallow(left * deepest + inner + right * deepest)
+        assert not is_shallow(left * (deepest + 1) + inner + right * (deepest + 1))
+    wide = b"[" + b",".join([nested(10)] * 1000) + b"]"
+    assert is_shallow(wide)
+    assert is_shallow(json.dumps({"a": "[" * 1000 + '\\"' + "{" * 1000}).encode())
+    started = time.perf_counter()
+    is_shallow(b"[" * (8 << 20)), is_shallow(b"[]" * (4 << 20)), is_shallow(b'"\\' * (4 << 20))
+    assert time.perf_counter() - started < 5  # linear: quadratic time would be hours
+
+
+@pytest.mark.parametrize(
+    "body, status, code",
+    [
+        (b"[" * 100_000, 400, "json_too_deep"),
+        (b'{"a":' * 100_000, 400, "json_too_deep"),
+        (b'{"prompt":' + b"[" * 50_000 + b"]" * 50_000 + b"}", 400, "json_too_deep"),
+        (b"", 400, "invalid_json"),
+        (b"{", 400, "invalid_json"),
+        (b"[1]", 400, "invalid_json"),
+        (b'{"prompt": "\xff"}', 400, "invalid_json"),
+        (b'{"prompt": NaN}', 400, "invalid_json"),
+        (b'{"prompt": "a", "temperature": 1e999}', 400, None),
+        (b'{"prompt": "\\ud800"}', 400, None),
+        (b'{"prompt": "a", "n": 123456789012345678901234567890}', 400, None),
+    ],
+)
+def test_bad_bodies_are_refused(client, body, status, code):
+    response = post(client, body)
+    assert response.status_code == status, response.text
+    if code is not None:
+        assert response.json()["error"]["code"] == code
+
+
+def test_bodies_are_bounded(client, start_server, wait_for):
+    limited = start_server(*LIMITS)
+    with httpx.Client(base_url=limited.url) as other:
+        assert other.post("/v1/completions", json={"prompt": "x" * 99_000}).status_code == 400  # too many tokens
+        response = post(other, b'{"prompt": "' + b"x" * 200_000 + b'"}')
+        assert response.status_code == 413 and response.json()["error"]["code"] == "body_too_large"
+
+        def chunks():
+            for _ in range(30):
+                yield b" " * 10_000
+
+        assert post(other, chunks()).status_code == 413  # without a content-length
+        assert other.get("/health").status_code == 200
+    with socket.create_connection(("127.0.0.1", limited.port), timeout=20) as connection:
+        connection.sendall(request(LONG).replace(b"Length: ", b"Length: 10000000")[:-5])  # a gigabyte, so it says
+        assert b" 413 " in _read(connection)
+    wrong_type = client.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
+    assert wrong_type.status_code == 415
+    _deadlines(limited, wait_for)
+
+
+def _deadlines(limited, wait_for):
+    """Headers, bodies and answers must get on, or the connection ends."""
+
+    def connect(*parts):
+        connection = socket.create_connection(("127.0.0.1", limited.port), timeout=20)
+        for part in parts:
+            connection.sendall(part)
+        return connection
+
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    # nothing; half a header; one request and half of the next
+    first = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for parts in ((b"",), (head,), (first, head)):
+        with connect(*parts) as connection:
+            assert _ends(connection)
+    # a header line every now and then does not help
+    with connect(b"GET / HTTP/1.1\r\n") as connection:
+        started = time.monotonic()
+        while time.monotonic() - started < 15:
+            try:
+                connection.sendall(b"x: y\r\n")
+            except OSError:
+                break
+            time.sleep(0.1)
+        assert time.monotonic() - started < 10
+    with connect(head + b"Content-Length: 50\r\n\r\n{") as connection:
+        assert b" 408 " in _read(connection)
+    # more headers than allowed
+    with connect(b"GET / HTTP/1.1\r\n") as connection:
+        try:
+            for i in range(2000):
+                connection.sendall(f"x-{i}: {'y' * 100}\r\n".encode())
+        except OSError:
+            pass
+        assert b"200 OK" not in _read(connection)
+    with httpx.Client(base_url=limited.url) as other:
+        assert other.get("/health").status_code == 200
+
+
+def _read(connection):
+    """Until the other end closes."""
+    found = b""
+    try:
+        while part := connection.recv(65536):
+            found += part
+    except ConnectionError:
+        pass
+    return found
+
+
+def _ends(connection):
+    _read(connection)  # a socket timeout is a failure
+    return True
+
+
+def test_a_slow_reader_is_dropped_and_its_request_aborted(start_server, wait_for):
+    limited = start_server(*LIMITS)
+    body = {**LONG, "n": 16, "stream": True, "logprobs": 20}
+    with socket.socket() as connection, httpx.Client(base_url=limited.url, timeout=30) as other:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", limited.port))
+        connection.sendall(request(body))
+        wait_for(lambda: other.get("/stats").json()["num_requests"] == 1)
+        wait_for(lambda: other.get("/stats").json()["num_requests"] == 0, 40)
+        stats = wait_for(lambda: (s := other.get("/stats").json())["num_running"] == 0 and s)
+        assert stats["num_free_blocks"] == stats["num_blocks"]
+        assert stats["num_output_tokens"] < 16 * 1000  # aborted, not finished
+        assert other.post("/v1/completions", json={"prompt": "12+35=", "temperature": 0}).status_code == 200
+
+
+def test_a_half_closed_connection_ends(client, server, wait_for):
+    whole = request(LONG)
+    for sent in (whole, whole[:-5], whole[:20]):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            assert _ends(connection)
+    wait_for(lambda: client.get("/stats").json()["num_requests"] == 0)
+
+
+def test_an_api_key_guards_all_but_health(start_server):
+    guarded = start_server(*GUARDED)
+    with httpx.Client(base_url=guarded.url) as client:
+        for path in ("/health", "/health/live", "/ready", "/metrics"):
+            assert client.get(path).status_code == 200
+        for path in (
+            "/",
+            "/v1/models",
+            "/stats",
+            "/version",
+            "/nowhere",
+            "/health/",
+            "/%68ealth",
+            "//health",
+            "/health/x",
+        ):
+            response = client.get(path)
+            assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key"), path
+            assert response.headers["www-authenticate"] == "Bearer"
+        for given in (KEY, "another-good-key"):
+            assert client.get("/version", headers={"authorization": f"Bearer {given}"}).status_code == 200
+            basic = base64.b64encode(f"me:{given}".encode()).decode()
+            assert client.get("/version", headers={"authorization": f"Basic {basic}"}).status_code == 200
+        for given in (KEY[:-1], KEY + "x", KEY.upper(), "x", f"{KEY} x"):
+            for scheme in ("Bearer", "Basic", "Token"):
+                response = client.get("/version", headers={"authorization": f"{scheme} {given}"})
+                assert response.status_code == 401
+        page = client.get("/", headers={"accept": "text/html"})
+        assert page.status_code == 401 and page.headers["www-authenticate"].startswith("Basic")
+        assert not any(KEY in line for line in guarded.lines)
+        _origins(client, {"authorization": f"Bearer {KEY}"})
+
+
+def _origins(client, key):
+    same = str(client.base_url)
+    for origin, status in (
+        (None, 200),
+        (same, 200),
+        ("https://chat.example", 200),
+        ("https://evil.example", 403),
+        ("null", 403),
+    ):
+        headers = key if origin is None else {**key, "origin": origin}
+        response = client.get("/version", headers=headers)
+        assert response.status_code == status, origin
+        shared = response.headers.get("access-control-allow-origin")
+        assert shared == ("https://chat.example" if origin == "https://chat.example" else None)
+
+
+def test_the_host_header_must_be_this_machines(client, server):
+    for host, status in (("localhost", 200), (f"127.0.0.1:{server.port}", 200), ("[::1]:80", 200), ("LOCALHOST", 200)):
+        assert client.get("/version", headers={"host": host}).status_code == status
+    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", ""):
+        response = client.get("/version", headers={"host": host})
+        assert response.status_code == 403 and response.json()["error"]["code"] == "host_not_allowed"
+
+
+def test_others_may_listen_only_with_a_key():
+    for host in ("0.0.0.0", "::", "192.168.0.7", "example.org"):
+        with pytest.raises(ConfigError, match="--api-key"):
+            ServerConfig(host=host)
+        assert ServerConfig(host=host, api_key=[KEY]).host_names is None
+        assert ServerConfig(host=host, insecure_no_auth=True)
+    for host in ("127.0.0.1", "localhost", "::1", "[::1]", "127.9.9.9"):
+        assert ServerConfig(host=host).host_names is not None
+    with pytest.raises(ConfigError, match="at least 8"):
+        ServerConfig(api_key=["short"])
+
+
+def test_overload_is_refused_with_a_time_to_come_again(start_server):
+    small = start_server("--max-num-seqs", 1, "--max-queued-requests", 1)
+    body = {**LONG, "stream": True}
+    with httpx.Client(base_url=small.url, timeout=30) as client:
+        with client.stream("POST", "/v1/completions", json=body), client.stream("POST", "/v1/completions", json=body):
+            response = client.post("/v1/completions", json=body)
+            assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]["type"] == "rate_limit_error"
+            assert client.post("/v1/completions", json={**body, "n": 5}).status_code == 429
+            assert client.get("/health").status_code == 200
+        assert client.post("/v1/completions", json={"prompt": "12+35="}).status_code in (200, 429)
+
+
+def test_deadlines_end_requests(client, start_server):
+    response = client.post("/v1/completions", json={**LONG, "deadline_s": 0.05})
+    assert response.status_code == 504 and response.json()["error"]["code"] == "deadline_exceeded"
+    text = client.post("/v1/completions", json={**LONG, "deadline_s": 0.2, "stream": True}).text
+    last = json.loads(text.strip().rsplit("data: ", 1)[1])
+    assert last["error"]["code"] == "deadline_exceeded" and "[DONE]" not in text
+
+
+def test_headers_say_priority_and_tenant(client):
+    body = {"prompt": "12+35=", "temperature": 0}
+    assert client.post("/v1/completions", json=body, headers={"x-priority": "-3", "x-tenant": "a"}).status_code == 200
+    for headers in ({"x-priority": "high"}, {"x-tenant": "t" * 300}):
+        response = client.post("/v1/completions", json=body, headers=headers)
+        assert response.status_code == 400 and response.json()["error"]["param"] in ("priority", "tenant")

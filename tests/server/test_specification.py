@@ -1,0 +1,167 @@
+"""Requests made up from OpenAI's published description: no 5xx, no hang, answers and events as described."""
+
+import collections
+import json
+import os
+from pathlib import Path
+
+import hypothesis
+import jsonschema
+import pytest
+import schemathesis
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
+
+DESCRIPTION = json.loads((Path(__file__).parent / "openai-openapi-subset.json").read_text())
+NUM_EXAMPLES = int(os.environ.get("RUNTIME_TEST_EXAMPLES", 40))
+CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance]
+
+
+# what the server refuses by name; with these in it, hardly a made-up request would get any further
+NOT_SERVED = {
+    *("audio", "best_of", "function_call", "functions", "modalities", "moderation", "prediction", "reasoning_effort"),
+    *("response_format", "service_tier", "store", "suffix", "tool_choice", "tools", "verbosity", "web_search_options"),
+}
+TEXT = {"type": "string", "minLength": 1}
+BIAS = {"type": "number", "minimum": -100, "maximum": 100}
+TEXT_MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}},
+}
+
+
+def described(*, as_served):
+    """The description, with answers to bad requests, which it leaves out.
+
+    `as_served`: good requests alone, without what is refused by name.
+    """
+    error = {"description": "refused", "content": {"application/json": {"schema": _ref("ErrorResponse")}}}
+    found = json.loads(json.dumps(DESCRIPTION))
+    for methods in found["paths"].values():
+        for operation in methods.values():
+            operation["responses"] |= {"4XX": error, "429": error}
+    # an echoed prompt's first token has none, which OpenAI's own answers show as null too
+    logprobs = found["components"]["schemas"]["CreateCompletionResponse"]["properties"]["choices"]["items"][
+        "properties"
+    ]
+    for name in ("token_logprobs", "top_logprobs"):
+        values = logprobs["logprobs"]["anyOf"][0]["properties"][name]
+        values["items"] = {"anyOf": [values["items"], {"type": "null"}]}
+    if as_served:
+        for name in ("CreateCompletionRequest", "CreateChatCompletionRequest"):
+            found["components"]["schemas"][name] = _as_served(found["components"]["schemas"], name)
+    schema = schemathesis.openapi.from_dict(found)
+    schema.config.phases.coverage.enabled = False  # thousands of cases
+    if as_served:
+        schema.config.generation.modes = [schemathesis.GenerationMode.POSITIVE]
+    return schema
+
+
+def _as_served(schemas, name):
+    properties, required = {}, []
+    for part in _parts(schemas, schemas[name]):
+        properties |= part.get("properties", {})
+        required += part.get("required", [])
+    kept = {field: value for field, value in properties.items() if field not in NOT_SERVED}
+    kept["model"] = {"enum": ["builtin"]}
+    if "messages" in kept:
+        kept["messages"] = {"type": "array", "minItems": 1, "items": TEXT_MESSAGE}
+    if "prompt" in kept:
+        kept["prompt"] = {"anyOf": [TEXT, {"type": "array", "minItems": 1, "maxItems": 4, "items": TEXT}]}
+    kept["n"] = {"type": "integer", "minimum": 1, "maximum": 3}
+    kept["logit_bias"] = {"type": "object", "propertyNames": {"pattern": "^[1-9][0-9]$"}, "additionalProperties": BIAS}
+    kept["max_tokens"] = {"type": "integer", "minimum": 1, "maximum": 8}  # the model is real, and a core is shared
+    return {"type": "object", "properties": kept, "required": [*required, "max_tokens"]}
+
+
+def _parts(schemas, schema):
+    """A schema's own properties, and those that it is made of."""
+    if "$ref" in schema:
+        schema = schemas[schema["$ref"].rsplit("/", 1)[1]]
+    yield schema
+    for part in schema.get("allOf", []):
+        yield from _parts(schemas, part)
+
+
+def _ref(name):
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+as_served = described(as_served=True)
+as_published = described(as_served=False)
+made_up = hypothesis.settings(
+    max_examples=NUM_EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    phases=[hypothesis.Phase.generate],
+    database=None,
+)
+
+
+@as_served.parametrize()
+@made_up
+def test_requests_that_are_served(case, server):
+    check(case, server)
+
+
+@as_published.parametrize()
+@made_up
+def test_requests_with_everything(case, server):
+    check(case, server)
+
+
+def check(case, server):
+    response = case.call(base_url=f"{server.url}/v1", timeout=20)
+    if response.headers.get("content-type", [""])[0].startswith("text/event-stream"):
+        assert response.status_code == 200
+        check_events(response.text, "chat" in case.path)
+    else:
+        case.validate_response(response, checks=CHECKS)
+    statuses[case.path].add(response.status_code)
+
+
+statuses = collections.defaultdict(set)
+
+
+def test_some_of_them_got_through():
+    """Runs after those above; a description whose requests are all refused tests little."""
+    if statuses:  # not where other tests were chosen
+        assert 200 in statuses["/completions"] and 200 in statuses["/chat/completions"]
+
+
+CHUNKS = {True: "CreateChatCompletionStreamResponse", False: "CreateCompletionResponse"}
+
+
+def check_events(text, is_chat):
+    """Every event is a chunk as described, or an error; the last one is [DONE], or the error."""
+    events = [event.removeprefix("data: ") for event in text.strip().split("\n\n")]
+    for event in events[:-1] if events[-1] == "[DONE]" else events:
+        found = json.loads(event)
+        validator("ErrorResponse" if "error" in found else CHUNKS[is_chat]).validate(found)
+    assert events[-1] == "[DONE]" or "error" in json.loads(events[-1])
+
+
+def validator(name):
+    nullable = json.loads(json.dumps(DESCRIPTION), object_hook=_json_schema)
+    if name == "CreateCompletionResponse":  # its finish_reason is null until the last chunk, as its `logprobs` may be
+        choice = nullable["components"]["schemas"][name]["properties"]["choices"]["items"]
+        choice["properties"]["finish_reason"] = {"anyOf": [choice["properties"]["finish_reason"], {"type": "null"}]}
+    return jsonschema.Draft202012Validator({**_ref(name), **nullable})
+
+
+def _json_schema(part):
+    """OpenAPI 3.0's `nullable` in JSON Schema's words."""
+    if part.pop("nullable", False) is True:
+        return {"anyOf": [part, {"type": "null"}]}
+    return part
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_streams_are_as_described(client, is_chat):
+    path = "/v1/chat/completions" if is_chat else "/v1/completions"
+    prompt = {"messages": [{"role": "user", "content": "12+35="}]} if is_chat else {"prompt": "12+35="}
+    logprobs = {"logprobs": True, "top_logprobs": 2} if is_chat else {"logprobs": 2}
+    for more in ({}, logprobs, {"n": 2, "stream_options": {"include_usage": True}}):
+        check_events(client.post(path, json={**prompt, "stream": True, **more}).text, is_chat)
