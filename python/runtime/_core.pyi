@@ -17,6 +17,8 @@ __all__: list[str] = [
     "DataType",
     "FleetConfig",
     "Lengths",
+    "Mailbox",
+    "MailboxMetrics",
     "ReplayDifference",
     "ReplayReport",
     "ReplicaConfig",
@@ -165,6 +167,67 @@ class Communicator:
     def rank(self) -> int: ...
     @property
     def size(self) -> int: ...
+
+class MailboxMetrics:
+    """
+    Of a request that has ended, for Mailbox.push.
+    """
+    def __init__(
+        self,
+        *,
+        queue_s: typing.SupportsFloat | typing.SupportsIndex,
+        ttft_s: typing.SupportsFloat | typing.SupportsIndex,
+        e2e_s: typing.SupportsFloat | typing.SupportsIndex,
+        prompt_tokens: typing.SupportsInt | typing.SupportsIndex,
+        cached_tokens: typing.SupportsInt | typing.SupportsIndex,
+        output_tokens: typing.SupportsInt | typing.SupportsIndex,
+        preemptions: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+
+class Mailbox:
+    """
+    Requests of a C++ program on their way to its engine, and chunks on their way back. Thread-safe.
+    """
+    def close(self) -> None:
+        """
+        Ends all requests and all waits.
+        """
+    def end(self, id: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        The request has ended; no chunk follows.
+        """
+    def fail(self, id: typing.SupportsInt | typing.SupportsIndex, error: typing.Any) -> None:
+        """
+        It has ended with an exception, which its caller gets.
+        """
+    def push(
+        self,
+        id: typing.SupportsInt | typing.SupportsIndex,
+        index: typing.SupportsInt | typing.SupportsIndex,
+        text: str,
+        token_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        logprobs: collections.abc.Sequence[
+            tuple[
+                collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+                collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+            ]
+        ],
+        finish: typing.SupportsInt | typing.SupportsIndex,
+        stop_string: str | None,
+        stop_token_id: typing.SupportsInt | typing.SupportsIndex,
+        metrics: MailboxMetrics | None,
+    ) -> None:
+        """
+        News of completion `index`. logprobs: (ids, values) of each token; finish: as in StepResult; metrics: with the request's last chunk, else None.
+        """
+    def take(self) -> list[tuple[int, int, dict[str, typing.Any]]]:
+        """
+        The items: (kind, id, fields), kind 0 submit, 1 score, 2 abort; fields are keyword arguments of SamplingParams and SubmitOptions, and prompt or continuation.
+        """
+    def wait(self, timeout_s: typing.SupportsFloat | typing.SupportsIndex) -> bool:
+        """
+        Blocks, without the GIL, until there are items; False once the mailbox is closed.
+        """
 
 class BlockAllocator:
     """
@@ -792,4 +855,5 @@ def step_features(plan: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]) -
     """
 
 __version__: str = "0.1.0"
+_bridge: typing.Any
 simulated_request: numpy.dtypes.VoidDType

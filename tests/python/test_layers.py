@@ -27,6 +27,7 @@ ALLOWED = {
     "tokenizer": {"chat_template", "loader"},
     "engine": BELOW_ENGINE - {"models"} | {"outputs", "sampling_params", "tokenizer"},
     "llm": BELOW_LLM - {"models"},
+    "embedded": BELOW_LLM - {"models"},
     "simulation": {"_core", "loader"},
     "bench": VERBS - {"models"},
     "cli": VERBS - {"models"},

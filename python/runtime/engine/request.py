@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from runtime.engine.detokenizer import TextStream
@@ -123,6 +124,8 @@ class RequestHandle:
         self._lock = threading.Lock()  # of the text
         # called after every token; replaced, never changed in place, so the engine thread reads it unlocked
         self.listeners: tuple[Callable[[], None], ...] = ()
+        if options.listener is not None:
+            self.listeners = (partial(options.listener, self),)
 
     @property
     def is_score(self) -> bool:
@@ -163,7 +166,7 @@ class RequestHandle:
     def __iter__(self) -> Iterator[StreamChunk]:
         ready = threading.Event()
         with _Listening(self, ready.set):
-            readers = [_Reader(c) for c in self.completions]
+            readers = [CompletionReader(c) for c in self.completions]
             while True:
                 ready.clear()
                 finished = self._done.is_set()
@@ -176,7 +179,7 @@ class RequestHandle:
     async def __aiter__(self) -> AsyncIterator[StreamChunk]:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         with _Listening(self, lambda: _call_in(loop, ready.set)):
-            readers = [_Reader(c) for c in self.completions]
+            readers = [CompletionReader(c) for c in self.completions]
             while True:
                 ready.clear()
                 finished = self._done.is_set()
@@ -212,10 +215,14 @@ class RequestHandle:
             if completion.error is not None:
                 raise for_this_caller(completion.error)
 
-    def _chunks(self, readers: Sequence[_Reader]) -> Iterator[StreamChunk]:
+    def read(self, reader: CompletionReader) -> tuple[str, list[int], str | None] | None:
+        """What is new to a reader: (text, token ids, finish reason), or None when nothing is."""
+        with self._lock:
+            return reader.read(self._decoded)
+
+    def _chunks(self, readers: Sequence[CompletionReader]) -> Iterator[StreamChunk]:
         for reader in readers:
-            with self._lock:
-                found = reader.read(self._decoded)
+            found = self.read(reader)
             if found is not None:
                 delta, token_ids, reason = found
                 yield StreamChunk(reader.completion.index, delta, token_ids, reason, self.output)
@@ -259,7 +266,7 @@ class RequestHandle:
         return self._tokenizer.decode([token_id], skip_special_tokens=False)
 
     def _output(self, completions: list[CompletionOutput]) -> RequestOutput:
-        metrics = self._metrics()
+        metrics = self.metrics()
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
@@ -270,7 +277,8 @@ class RequestHandle:
             metrics=metrics,
         )
 
-    def _metrics(self) -> RequestMetrics:
+    def metrics(self) -> RequestMetrics:
+        """Times and counts as they stand."""
         completions = self.completions
 
         def since_arrival(times: list[float | None], last: bool = False) -> float | None:
@@ -291,12 +299,12 @@ class RequestHandle:
         )
 
 
-class _Reader:
-    """How far one iteration has read one completion."""
+class CompletionReader:
+    """How far one reader of a request has read one of its completions."""
 
     def __init__(self, completion: Completion) -> None:
         self.completion = completion
-        self._num_tokens = 0
+        self.num_tokens = 0
         self._num_chars = 0
         self._ended = False
 
@@ -307,10 +315,10 @@ class _Reader:
         finished = self.completion.finished  # read before the tokens: the last ones come first
         count = len(self.completion.token_ids)
         text = decoded(self.completion, count)
-        if count == self._num_tokens and len(text) == self._num_chars and not finished:
+        if count == self.num_tokens and len(text) == self._num_chars and not finished:
             return None
-        delta, token_ids = text[self._num_chars :], self.completion.token_ids[self._num_tokens : count]
-        self._num_tokens, self._num_chars, self._ended = count, len(text), finished
+        delta, token_ids = text[self._num_chars :], self.completion.token_ids[self.num_tokens : count]
+        self.num_tokens, self._num_chars, self._ended = count, len(text), finished
         return delta, token_ids, self.completion.finish_reason if finished else None
 
 
