@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <atomic>
+#include <csignal>
 #include <cwchar>
 #include <memory>
 #include <mutex>
@@ -80,19 +81,34 @@ void StartWithInitConfig(const std::string& python) {
   g_python.InitConfigFree(config);
 }
 
+// Ctrl-C stays the host's: Python's module `signal` takes SIGINT when it is first imported, so that
+// is done here.
+void GiveBackSigint(const struct sigaction& before) {
+  const Object module(g_python.ImportModule("signal"));
+  g_python.ErrClear();
+  sigaction(SIGINT, &before, nullptr);
+}
+
+void StartAsProgram(const std::string& python) {
+  wchar_t* name = g_python.DecodeLocale(python.c_str(), nullptr);  // Python keeps the pointer
+  if (name == nullptr || g_python.SetProgramName == nullptr) {
+    throw PythonNotFound("the path of " + python + " cannot be told to Python");
+  }
+  g_python.SetProgramName(name);
+  g_python.InitializeEx(0);
+}
+
 // With `python` as its name an interpreter finds the environment, whose pyvenv.cfg lies beside it,
 // and starts processes of its own with it. The host's signal handlers are left alone.
 void Start(const std::string& python) {
+  struct sigaction sigint{};
+  sigaction(SIGINT, nullptr, &sigint);
   if (g_python.InitConfigCreate != nullptr && g_python.InitializeFromInitConfig != nullptr) {
     StartWithInitConfig(python);
   } else {
-    wchar_t* name = g_python.DecodeLocale(python.c_str(), nullptr);  // Python keeps the pointer
-    if (name == nullptr || g_python.SetProgramName == nullptr) {
-      throw PythonNotFound("the path of " + python + " cannot be told to Python");
-    }
-    g_python.SetProgramName(name);
-    g_python.InitializeEx(0);
+    StartAsProgram(python);
   }
+  GiveBackSigint(sigint);
   g_python.SaveThread();  // gives the GIL up; from now on it is taken call by call
 }
 

@@ -1,9 +1,7 @@
 // What an engine does for C++ programs, on the built-in model.
-#include <pthread.h>
-
 #include <atomic>
 #include <chrono>
-#include <cmath>
+#include <csignal>
 #include <cstdlib>
 #include <fstream>
 #include <future>
@@ -75,6 +73,15 @@ TEST(EngineTest, ScoresEqualPythons) {
     for (std::size_t i = 0; i < scores.size(); ++i) {
       EXPECT_NEAR(scores[i], std::stod(expected[i]), 1e-4);
     }
+  }
+}
+
+TEST(EngineTest, SignalsStayTheHosts) {
+  SharedEngine();
+  for (const int signal : {SIGINT, SIGPIPE}) {
+    struct sigaction now{};
+    sigaction(signal, nullptr, &now);
+    EXPECT_EQ(now.sa_handler, SIG_DFL) << signal;
   }
 }
 

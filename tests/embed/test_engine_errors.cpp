@@ -66,7 +66,7 @@ TEST(EngineErrorsTest, WhatTheModelMustSayIsTheStreamsError) {
   EXPECT_EQ(Failed<E>(engine, {.prompt = std::vector<TokenId>{}}).param(), "prompt");
   EXPECT_EQ(Failed<E>(engine, {.prompt = "\xff"}).param(), "prompt");  // not UTF-8
   EXPECT_EQ(Failed<E>(engine, {.prompt = std::vector<TokenId>{-1}}).param(), "prompt_token_ids");
-  EXPECT_TRUE(Has(Failed<E>(engine, {.prompt = std::vector<TokenId>{1 << 30}}).what(), "vocab"));
+  EXPECT_EQ(Failed<E>(engine, {.prompt = std::vector<TokenId>{1 << 30}}).param(), "prompt_ids");
   EXPECT_TRUE(Has(Failed<E>(engine, {.prompt = std::string(100'000, '7')}).what(), "tokens"));
   EXPECT_EQ(Failed<E>(engine, {.prompt = "a", .stop = {""}}).param(), "stop");
   EXPECT_EQ(Failed<E>(engine, {.prompt = "a", .stop = {"b"}, .detokenize = false}).param(), "stop");
