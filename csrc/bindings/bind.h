@@ -5,6 +5,7 @@
 namespace runtime::bindings {
 
 void BindCommunicator(pybind11::module_& m);
+void BindEmbedding(pybind11::module_& m);
 void BindErrors();
 void BindKvCache(pybind11::module_& m);
 void BindLauncher(pybind11::module_& m);

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.attr("__version__") = runtime::Version();
   runtime::bindings::BindErrors();
   runtime::bindings::BindCommunicator(m);
+  runtime::bindings::BindEmbedding(m);
   runtime::bindings::BindKvCache(m);
   runtime::bindings::BindLauncher(m);
   runtime::bindings::BindRequestParams(m);

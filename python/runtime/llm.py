@@ -15,8 +15,8 @@ from runtime.engine.memory_plan import MemoryPlan, plan_for
 from runtime.errors import ConfigError, InvalidRequestError
 from runtime.log import set_level
 from runtime.outputs import RequestOutput, StreamChunk
-from runtime.prompts import Prompt, encode_prompt, split_prompts
-from runtime.sampling_params import SamplingParams
+from runtime.prompts import Prompt, encode_prompt, encode_scored, split_prompts
+from runtime.sampling_params import SCORE_PARAMS, SamplingParams
 
 if TYPE_CHECKING:
     from runtime import _core
@@ -199,15 +199,8 @@ class LLM:
 
     def score(self, prompt: str | Sequence[int], continuation: str | Sequence[int]) -> list[float]:
         """The logprob of each token of `continuation`, as if it had been the output after `prompt`."""
-        text, token_ids = encode_prompt(prompt, self.tokenizer)
-        if isinstance(continuation, str) and self.tokenizer is not None:
-            scored = self.tokenizer.encode(continuation, add_special_tokens=False)
-        else:
-            scored = encode_prompt(continuation, self.tokenizer)[1]
-        if not scored:
-            raise InvalidRequestError("continuation", continuation, "at least one token")
-        params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
-        handle = self._engine.submit(text, [*token_ids, *scored], params, SubmitOptions(score_start=len(token_ids)))
+        text, token_ids, start = encode_scored(prompt, continuation, self.tokenizer)
+        handle = self._engine.submit(text, token_ids, SCORE_PARAMS, SubmitOptions(score_start=start))
         return handle.scores()
 
     # ---- the engine -----------------------------------------------------------------------

@@ -48,6 +48,20 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | No
     return text, token_ids
 
 
+def encode_scored(
+    prompt: Prompt, continuation: Prompt, tokenizer: Tokenizer | None
+) -> tuple[str | None, list[int], int]:
+    """(text or None, token ids of both, where the continuation begins); errors as `encode_prompt`."""
+    text, token_ids = encode_prompt(prompt, tokenizer)
+    if isinstance(continuation, str) and tokenizer is not None:
+        scored = tokenizer.encode(continuation, add_special_tokens=False)
+    else:
+        scored = encode_prompt(continuation, tokenizer)[1]
+    if not scored:
+        raise InvalidRequestError("continuation", continuation, "at least one token")
+    return text, [*token_ids, *scored], len(token_ids)
+
+
 def _from_mapping(prompt: Mapping[str, Any]) -> str | Sequence[int]:
     for key in prompt:
         if key not in _KEYS:

@@ -130,3 +130,7 @@ def _check_stop(stop: object) -> tuple[str, ...]:
         if not 1 <= len(one) <= MAX_STOP_STRING_LEN:
             raise InvalidRequestError("stop", one, f"between 1 and {MAX_STOP_STRING_LEN} characters long")
     return tuple(dict.fromkeys(stops))
+
+
+# of a request that scores its prompt, of which nothing is sampled
+SCORE_PARAMS = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)

@@ -28,6 +28,7 @@ ALLOWED = {
     "engine": BELOW_ENGINE - {"models"} | {"outputs", "sampling_params", "tokenizer"},
     "worker": {"_core", "engine"},
     "llm": BELOW_LLM - {"models"},
+    "embedded": BELOW_LLM - {"models"},
     "simulation": {"_core", "loader"},
     "server": BELOW_LLM - {"models"} | {"llm"},
     "bench": VERBS - {"models"},

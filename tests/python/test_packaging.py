@@ -77,7 +77,7 @@ def test_wheel_serves_cpp_programs(wheel_files):
     inside = {info.filename for info in wheel_files}
     public = [path for path in (ROOT / "csrc" / "include").rglob("*.h")]
     wanted = {f"runtime/include/{path.relative_to(ROOT / 'csrc' / 'include')}" for path in public}
-    wanted |= {"runtime/include/runtime/version.h", "runtime/lib/libruntime_core.a"}
+    wanted |= {"runtime/include/runtime/version.h", "runtime/lib/libruntime_core.a", "runtime/lib/libruntime.so"}
     wanted |= {"runtime/cmake/runtimeConfig.cmake", "runtime/cmake/runtimeTargets.cmake", "runtime/py.typed"}
     assert wanted - inside == set()
 

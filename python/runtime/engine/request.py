@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from runtime.engine.detokenizer import TextStream
@@ -123,6 +124,8 @@ class RequestHandle:
         self._lock = threading.Lock()  # of the text
         # called after every token; replaced, never changed in place, so the engine thread reads it unlocked
         self.listeners: tuple[Callable[[], None], ...] = ()
+        if options.listener is not None:
+            self.listeners = (partial(options.listener, self),)
 
     @property
     def is_score(self) -> bool:
@@ -214,9 +217,13 @@ class RequestHandle:
             if completion.error is not None:
                 raise for_this_caller(completion.error)
 
-    def _chunk(self, reader: _Reader) -> StreamChunk | None:
+    def read(self, reader: CompletionReader) -> tuple[str, list[int], str | None] | None:
+        """What is new to a reader: (text, token ids, finish reason), or None when nothing is."""
         with self._lock:
-            found = reader.read(self._decoded)
+            return reader.read(self._decoded)
+
+    def _chunk(self, reader: CompletionReader) -> StreamChunk | None:
+        found = self.read(reader)
         if found is None:
             return None
         delta, token_ids, reason = found
@@ -266,7 +273,7 @@ class RequestHandle:
         return self._tokenizer.decode([token_id], skip_special_tokens=False)
 
     def _output(self, completions: list[CompletionOutput]) -> RequestOutput:
-        metrics = self._metrics()
+        metrics = self.metrics()
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
@@ -277,7 +284,8 @@ class RequestHandle:
             metrics=metrics,
         )
 
-    def _metrics(self) -> RequestMetrics:
+    def metrics(self) -> RequestMetrics:
+        """Times and counts as they stand."""
         completions = self.completions
 
         def since_arrival(times: list[float | None], last: bool = False) -> float | None:
@@ -298,8 +306,8 @@ class RequestHandle:
         )
 
 
-class _Reader:
-    """How far one iteration has read one completion."""
+class CompletionReader:
+    """How far one reader of a request has read one of its completions."""
 
     def __init__(self, completion: Completion) -> None:
         self.completion = completion
@@ -331,7 +339,7 @@ class Subscription:
     def __init__(self, handle: RequestHandle, listener: Callable[[], None]) -> None:
         self._handle = handle
         self._listener = listener
-        self._readers = [_Reader(completion) for completion in handle.completions]
+        self._readers = [CompletionReader(completion) for completion in handle.completions]
         with handle._lock:
             handle.listeners = (*handle.listeners, listener)
 

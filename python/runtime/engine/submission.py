@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from runtime.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from runtime.engine.request import RequestHandle
 
 _MAX_PRIORITY = (1 << 31) - 1
 _MAX_NAME_LEN = 256
@@ -22,6 +27,8 @@ class SubmitOptions:
         deadline_s: seconds after which it ends with DeadlineExceeded; None: no limit.
         cache_salt: requests share cached prefixes only under equal salts.
         score_start: the prompt's tokens from here on get logprobs, and nothing is sampled; -1: off.
+        listener: called with the request after each of its tokens and at its end, mostly in the engine thread. It must
+            be quick, and not raise.
 
     Raises:
         InvalidRequestError
@@ -32,6 +39,7 @@ class SubmitOptions:
     deadline_s: float | None = None
     cache_salt: str = ""
     score_start: int = -1
+    listener: Callable[[RequestHandle], None] | None = None
 
     def __post_init__(self) -> None:
         priority, tenant, deadline = self.priority, self.tenant, self.deadline_s

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace runtime::embed {
+
+// The interpreter to host: `chosen` if it is not empty, then $RUNTIME_PYTHON, the environment that
+// this library is installed in, $VIRTUAL_ENV, $CONDA_PREFIX, python3 on $PATH. Throws
+// PythonNotFound that says what was searched.
+std::string FindPython(const std::string& chosen);
+
+// Where the shared library of that interpreter may be, best guess first; the interpreter is asked.
+// Throws PythonNotFound when it does not answer.
+std::vector<std::string> LibpythonCandidates(const std::string& python);
+
+}  // namespace runtime::embed

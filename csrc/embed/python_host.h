@@ -1,0 +1,16 @@
+#pragma once
+
+#include <string>
+
+#include "embed/bridge.h"
+
+namespace runtime::embed {
+
+// runtime._core's functions, from the interpreter of this process, which is started on first use
+// and never stopped. Throws PythonNotFound, PythonError. Thread-safe.
+const BridgeEngine& HostPython(const std::string& chosen_python);
+
+// Throws InvalidArgument when this thread holds the GIL: what it is about to wait for needs it.
+void RequireNoGil();
+
+}  // namespace runtime::embed

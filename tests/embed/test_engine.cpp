@@ -1,0 +1,287 @@
+// What an engine does for C++ programs, on the built-in model.
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <fstream>
+#include <future>
+#include <sstream>
+#include <thread>
+
+#include "engine_testing.h"
+
+namespace runtime {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+std::vector<std::string> Split(const std::string& line, char separator) {
+  std::vector<std::string> parts;
+  std::istringstream stream(line);
+  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
+  return parts;
+}
+
+// What Python said to the same prompts: test_embedding.py writes a file, one request a line.
+class Expected {
+ public:
+  Expected() {
+    const char* path = std::getenv("EXPECTED_OUTPUTS");
+    std::ifstream file(path == nullptr ? "" : path);
+    for (std::string line; std::getline(file, line);) lines_.push_back(Split(line, '\t'));
+  }
+  std::vector<std::vector<std::string>> Lines(const std::string& kind) const {
+    std::vector<std::vector<std::string>> found;
+    for (const auto& line : lines_) {
+      if (line.front() == kind) found.push_back(line);
+    }
+    return found;
+  }
+
+ private:
+  std::vector<std::vector<std::string>> lines_;
+};
+
+TEST(EngineTest, TokensAndTextEqualPythons) {
+  const auto lines = Expected().Lines("generate");  // seed, temperature, prompt, ids, text
+  if (lines.empty()) GTEST_SKIP() << "test_embedding.py makes $EXPECTED_OUTPUTS";
+  Engine& engine = SharedEngine();
+  std::vector<RequestId> ids;
+  for (const auto& line : lines) {
+    ids.push_back(engine.Submit({.prompt = line[3],
+                                 .temperature = std::stod(line[2]),
+                                 .seed = std::stoll(line[1]),
+                                 .max_tokens = 24}));
+  }
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    const Output output = Read(engine, ids[i]);
+    std::string token_ids;
+    for (const TokenId id : output.token_ids) token_ids += std::to_string(id) + " ";
+    EXPECT_EQ(token_ids, lines[i][4]) << lines[i][3];
+    EXPECT_EQ(output.text, lines[i].size() > 5 ? lines[i][5] : "") << lines[i][3];
+  }
+}
+
+TEST(EngineTest, ScoresEqualPythons) {
+  const auto lines = Expected().Lines("score");  // prompt, continuation, logprobs
+  if (lines.empty()) GTEST_SKIP() << "test_embedding.py makes $EXPECTED_OUTPUTS";
+  for (const auto& line : lines) {
+    const std::vector<double> scores = SharedEngine().Score(line[1], line[2]);
+    const auto expected = Split(line[3], ' ');
+    ASSERT_EQ(scores.size(), expected.size());
+    for (std::size_t i = 0; i < scores.size(); ++i) {
+      EXPECT_NEAR(scores[i], std::stod(expected[i]), 1e-4);
+    }
+  }
+}
+
+TEST(EngineTest, SignalsStayTheHosts) {
+  SharedEngine();
+  for (const int signal : {SIGINT, SIGPIPE}) {
+    struct sigaction now{};
+    sigaction(signal, nullptr, &now);
+    EXPECT_EQ(now.sa_handler, SIG_DFL) << signal;
+  }
+}
+
+TEST(EngineTest, StreamsTokenByToken) {
+  Engine& engine = SharedEngine();
+  const RequestId id = engine.Submit(Endless());
+  int num_chunks = 0;
+  std::size_t num_tokens = 0;
+  while (const auto chunk = engine.Next(id)) {
+    ++num_chunks;
+    num_tokens += chunk->token_ids.size();
+  }
+  EXPECT_GT(num_chunks, 3);
+  EXPECT_GT(num_tokens, 100u);
+}
+
+TEST(EngineTest, TokenIdsAreAPromptToo) {
+  Engine& engine = SharedEngine();
+  const Output output = Ask(engine, {.prompt = std::vector<TokenId>{5, 6, 7}, .max_tokens = 3});
+  EXPECT_EQ(output.metrics.value().num_prompt_tokens, 3);
+}
+
+TEST(EngineTest, TheLastChunkSaysHowItEnded) {
+  Engine& engine = SharedEngine();
+  Output output = Ask(engine, {.prompt = "12+35=", .temperature = 0});
+  EXPECT_EQ(output.text, "47");
+  EXPECT_EQ(output.finish_reason, FinishReason::kStop);
+  EXPECT_EQ(output.stop_token_id, -1);  // the end-of-sequence token is none
+  ASSERT_TRUE(output.metrics);
+  EXPECT_EQ(output.metrics->num_output_tokens, static_cast<int>(output.token_ids.size()));
+  EXPECT_GT(output.metrics->ttft_s, 0.0);
+  EXPECT_GE(output.metrics->e2e_s, output.metrics->ttft_s);
+
+  output = Ask(engine, {.prompt = "12+35=", .temperature = 0, .max_tokens = 1});
+  EXPECT_EQ(output.finish_reason, FinishReason::kLength);
+  output = Ask(engine, {.prompt = "12+35=", .temperature = 0, .stop = {"7"}});
+  EXPECT_EQ(output.finish_reason, FinishReason::kStop);
+  EXPECT_EQ(output.stop_string, "7");
+  EXPECT_EQ(output.text, "4");
+  EXPECT_TRUE(output.metrics);
+  output = Ask(
+      engine,
+      {.prompt = "12+35=", .temperature = 0, .stop = {"7"}, .include_stop_str_in_output = true});
+  EXPECT_EQ(output.text, "47");
+}
+
+TEST(EngineTest, StopTokensAreNamed) {
+  Engine& engine = SharedEngine();
+  const TokenId second =
+      Ask(engine, {.prompt = "12+35=", .temperature = 0, .max_tokens = 2}).token_ids.at(1);
+  const Output output =
+      Ask(engine, {.prompt = "12+35=", .temperature = 0, .stop_token_ids = {second}});
+  EXPECT_EQ(output.finish_reason, FinishReason::kStop);
+  EXPECT_EQ(output.stop_token_id, second);
+}
+
+TEST(EngineTest, CompletionsAreToldApart) {
+  Engine& engine = SharedEngine();
+  const auto outputs = ReadAll(engine, engine.Submit({.prompt = "sort(3142)=",
+                                                      .n = 3,
+                                                      .temperature = 1.5,
+                                                      .seed = 5,
+                                                      .ignore_eos = true,
+                                                      .max_tokens = 12}));
+  ASSERT_EQ(outputs.size(), 3u);
+  int num_metrics = 0;
+  for (const auto& [index, output] : outputs) {
+    EXPECT_EQ(output.token_ids.size(), 12u);
+    num_metrics += output.metrics.has_value();
+  }
+  EXPECT_EQ(num_metrics, 1);
+  EXPECT_NE(outputs.at(0).token_ids, outputs.at(1).token_ids);
+}
+
+TEST(EngineTest, LogprobsComeWithTheirTokens) {
+  const Output output =
+      Ask(SharedEngine(), {.prompt = "12+35=", .temperature = 0, .max_tokens = 4, .logprobs = 2});
+  ASSERT_EQ(output.logprobs.size(), output.token_ids.size());
+  for (std::size_t i = 0; i < output.logprobs.size(); ++i) {
+    const auto& [ids, values] = output.logprobs[i];
+    ASSERT_EQ(ids.size(), 3u);  // the sampled one, then two
+    ASSERT_EQ(values.size(), 3u);
+    EXPECT_EQ(ids[0], output.token_ids[i]);
+    EXPECT_EQ(ids[1], ids[0]);  // greedy: it is the best
+    EXPECT_GE(values[1], values[2]);
+    EXPECT_LE(values[0], 0.0f);
+  }
+}
+
+TEST(EngineTest, EveryNumberOfARequestArrives) {
+  Engine& engine = SharedEngine();
+  const TokenId four =
+      Ask(engine, {.prompt = "12+35=", .temperature = 0, .max_tokens = 1}).token_ids.at(0);
+  Request request{.prompt = "12+35=", .temperature = 0, .max_tokens = 1};
+  request.allowed_token_ids = {four + 1};
+  EXPECT_EQ(Ask(engine, request).token_ids.at(0), four + 1);
+  request.allowed_token_ids = {};
+  request.logit_bias = {{four, -100.0}};
+  EXPECT_NE(Ask(engine, request).token_ids.at(0), four);
+  request = {.prompt = "12+35=", .temperature = 0, .min_tokens = 9, .detokenize = false};
+  const Output output = Ask(engine, request);
+  EXPECT_GE(output.token_ids.size(), 9u);
+  EXPECT_EQ(output.text, "");
+}
+
+TEST(EngineTest, SixteenThreadsShareAnEngine) {
+  Engine& engine = SharedEngine();
+  std::atomic<int> num_right = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 16; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 4; ++i) {
+        const int a = 10 + t, b = 20 + i;
+        const std::string prompt = std::to_string(a) + "+" + std::to_string(b) + "=";
+        const Output output = Ask(engine, {.prompt = prompt, .temperature = 0});
+        num_right += output.text == std::to_string(a + b);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(num_right, 64);
+}
+
+TEST(EngineTest, CallbacksGetChunksAndTheEnd) {
+  Engine& engine = SharedEngine();
+  std::string text;
+  std::promise<std::exception_ptr> ended;
+  const Callbacks callbacks{[&](RequestId, const Chunk& chunk) { text += chunk.text; },
+                            [&](RequestId, std::exception_ptr error) { ended.set_value(error); }};
+  const RequestId id = engine.Submit({.prompt = "12+35=", .temperature = 0}, callbacks);
+  EXPECT_EQ(ended.get_future().get(), nullptr);
+  EXPECT_EQ(text, "47");
+  Chunk chunk;
+  EXPECT_THROW(engine.TryNext(id, chunk), InvalidArgument);
+}
+
+TEST(EngineTest, ACallbackMaySubmit) {
+  Engine& engine = SharedEngine();
+  std::string text;
+  std::promise<void> ended;
+  const auto second = [&](RequestId, std::exception_ptr) {
+    engine.Submit({.prompt = "40+2=", .temperature = 0},
+                  {[&](RequestId, const Chunk& chunk) { text += chunk.text; },
+                   [&](RequestId, std::exception_ptr) { ended.set_value(); }});
+  };
+  engine.Submit({.prompt = "12+35=", .temperature = 0}, {{}, second});
+  ended.get_future().wait();
+  EXPECT_EQ(text, "42");
+}
+
+TEST(EngineTest, AbortEndsARequestThatRuns) {
+  Engine& engine = SharedEngine();
+  const RequestId id = engine.Submit(Endless());
+  ASSERT_TRUE(engine.Next(id));
+  engine.Abort(id);
+  engine.Abort(id);
+  const Output output = Read(engine, id);
+  EXPECT_EQ(output.finish_reason, FinishReason::kAbort);
+  EXPECT_TRUE(output.metrics);
+  engine.Abort(id);  // long gone
+}
+
+TEST(EngineTest, ReleasedRequestsLeaveNothing) {
+  Engine& engine = SharedEngine();
+  const RequestId id = engine.Submit(Endless());
+  ASSERT_TRUE(engine.Next(id));
+  engine.Release(id);
+  EXPECT_THROW(engine.Next(id), InvalidArgument);
+  while (engine.Stats().num_running > 0) std::this_thread::sleep_for(milliseconds(1));
+}
+
+TEST(EngineTest, WaitsHaveLimits) {
+  Engine& engine = SharedEngine();
+  const RequestId id = engine.Submit(Endless());
+  Chunk chunk;
+  Poll found = engine.TryNext(id, chunk);
+  while (found == Poll::kNothingYet) found = engine.Next(id, chunk, milliseconds(1));
+  EXPECT_EQ(found, Poll::kChunk);
+  EXPECT_FALSE(chunk.token_ids.empty());
+  EXPECT_EQ(engine.Next(id, chunk, std::chrono::nanoseconds::max()), Poll::kChunk);
+  engine.Release(id);
+}
+
+TEST(EngineTest, StatsCount) {
+  Engine& engine = SharedEngine();
+  const SchedulerStats before = engine.Stats();
+  Ask(engine, {.prompt = "12+35=", .temperature = 0, .max_tokens = 2});
+  const SchedulerStats after = engine.Stats();
+  EXPECT_EQ(after.num_finished, before.num_finished + 1);
+  EXPECT_EQ(after.num_output_tokens, before.num_output_tokens + 2);
+  EXPECT_EQ(after.num_blocks, 512);
+}
+
+TEST(EngineTest, APlanNeedsNoEngine) {
+  const MemoryPlan plan = Engine::Plan(Config());
+  EXPECT_EQ(plan.kv_blocks, 512);
+  EXPECT_GT(plan.weights, 0);
+  EXPECT_EQ(plan.kv_cache, plan.kv_bytes_per_token * plan.block_size * (plan.kv_blocks + 1));
+  EXPECT_EQ(plan.total, plan.context + plan.weights + plan.kv_cache + plan.workspace + plan.graphs);
+}
+
+}  // namespace
+}  // namespace runtime
