@@ -1,9 +1,12 @@
 """Sum of x over the ranks, plus residual, normalised: one kernel over memory that the ranks write into one another's.
 
-One-shot: every rank pushes its rows to all others, and all add the same parts in the same order. Two-shot: a row's owner
-alone adds its parts and pushes the sum; fewer bytes where there are more than two ranks, one hop more. How parts arrive
-is told in peer_memory.py: marking what has not arrived by a value of its own goes back to the Lamport-style all-reduce
-of TensorRT-LLM, which takes -0.0.
+One-shot: every rank pushes its rows to all others, and all add the same parts in the same order. Two-shot: a row's
+owner alone adds its parts and pushes the sum; fewer bytes where there are more than two ranks, one hop more. How parts
+arrive is told in peer_memory.py: to mark what has not arrived by a value goes back to the "Lamport" all-reduce of
+TensorRT-LLM, which takes -0.0.
+
+Program p of a rank waits for program p of the others alone, and programs start in order: where not all of them fit on a
+device at once, those that wait are still the first ones everywhere, so that the lowest can always end.
 """
 
 from __future__ import annotations
@@ -204,9 +207,9 @@ def all_reduce_norm(
 ) -> Tensor:
     """RMSNorm, or with a bias LayerNorm, of (sum of x over the ranks) + residual.
 
-    The sum is added in rank order in float32 and rounded to x's dtype: the same bits on every rank, one-shot or two-shot.
-    Every rank makes the same calls; a call waits on the device until the others' parts are there or the group has failed,
-    when its result means nothing.
+    The sum is added in rank order in float32 and rounded to x's dtype: the same bits on every rank, whichever way it
+    goes. Every rank makes the same calls; a call waits on the device until the others' parts are there, or the group
+    has failed and its result means nothing.
 
     Args:
         x: [tokens, hidden], at most what `peers` holds.

@@ -26,7 +26,7 @@ class PeerMemory:
     Attributes:
         rank, size: of the group.
         row_bytes: of a row, a multiple of 16.
-        addresses: int64 [size + 1] on the device: of each rank's memory, then of a word (int32) that is not zero once the
+        addresses: int64 [size + 1] on the device: of each rank's memory, then of an int32 that is not zero once the
             group has failed.
         turns: int32 [rows] on the device, the half of each row's next collective.
     """
@@ -46,11 +46,14 @@ class PeerMemory:
         """Of one rank's memory."""
         return 2 * size * num_rows * row_bytes
 
+    def fits(self, num_rows: int, row_bytes: int) -> bool:
+        return num_rows <= self.num_rows and row_bytes <= self.row_bytes
+
     def holds(self, x: Tensor) -> bool:
         """Whether x can be summed: [rows, n] of floats."""
         if x.dim() != 2 or x.dtype not in BITS or x.stride(1) != 1:
             return False
-        return x.shape[0] <= self.num_rows and x.shape[1] * x.itemsize <= self.row_bytes
+        return self.fits(x.shape[0], x.shape[1] * x.itemsize)
 
     def host_view(self, rank: int, dtype: torch.dtype) -> Tensor:
         """[2, size, rows, elements of a row], the memory of that rank, which lies on the host."""

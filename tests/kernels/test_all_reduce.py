@@ -1,4 +1,4 @@
-"""One rank's part of an all-reduce, with what the others write already there; groups of processes are in test_tp_group.py."""
+"""One rank's part of an all-reduce, with what the others write already there; test_tp_group.py has real groups."""
 
 import pytest
 import torch
