@@ -36,10 +36,9 @@ def measure(num_ranks: int) -> Iterator[Row]:
         ConfigError: fewer GPUs than ranks.
         CommunicatorError: a rank failed; the end of what it said.
     """
-    if not 2 <= num_ranks <= torch.cuda.device_count():
-        raise ConfigError(
-            f"--ranks={num_ranks}: must be from 2 to the {torch.cuda.device_count()} GPUs that torch sees"
-        )
+    num_gpus = torch.cuda.device_count()
+    if not 2 <= num_ranks <= num_gpus:
+        raise ConfigError(f"--ranks={num_ranks}: two or more are needed, with a GPU each; torch sees {num_gpus}")
     unique_id, processes = make_unique_id("cuda").hex(), []
     try:
         for rank in range(num_ranks):
