@@ -98,7 +98,7 @@ def _all_reduce_norm_kernel(
     if HAS_RESIDUAL:
         residual = tl.load(residual_ptr + row * residual_stride + cols, mask=mask, other=0.0).to(tl.float32)
 
-    adds = (owner == rank) if TWO_SHOT else (rank == rank)
+    adds = (owner == rank) | (not TWO_SHOT)
     kept = tl.where(adds, own, tl.zeros_like(own))
     total = tl.zeros([BLOCK_SIZE], dtype=tl.float32)
     num_spins = 0

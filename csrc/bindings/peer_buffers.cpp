@@ -29,8 +29,7 @@ void BindPeerBuffers(py::module_& m) {
       .def_property_readonly("addresses", &PeerBuffers::addresses,
                              "Of each rank's memory, as this device knows it.")
       .def_property_readonly("abort_word", &PeerBuffers::abort_word,
-                             "Address of an int32 that is 0 until abort.")
-      .def("abort", &PeerBuffers::Abort, "From any thread: kernels that wait for a peer give up.");
+                             "Address of an int32 that is 0 until the group has failed.");
 }
 
 }  // namespace runtime::bindings

@@ -60,6 +60,9 @@ std::unique_ptr<PeerBuffers> PeerBuffers::Make(
                   buffers->Open(rank, offers[static_cast<std::size_t>(rank)].handle);
               }
             }));
+  group.OnFailure([word = std::weak_ptr(buffers->host_word_)] {
+    if (const auto held = word.lock()) Set(*held);
+  });
   return buffers;
 }
 
@@ -71,7 +74,8 @@ CudaIpcHandle PeerBuffers::Allocate(const CudaDriver& driver, std::size_t num_by
   Check("cuCtxGetCurrent", driver.CtxGetCurrent(&context_));
   void* word = nullptr;
   Check("cuMemHostAlloc", driver.MemHostAlloc(&word, sizeof(*host_word_), kPortableAndMapped));
-  host_word_ = static_cast<std::int32_t*>(word);
+  host_word_.reset(static_cast<std::int32_t*>(word),
+                   [&driver](std::int32_t* memory) { driver.MemFreeHost(memory); });
   *host_word_ = 0;
   Check("cuMemHostGetDevicePointer", driver.MemHostGetDevicePointer(&abort_word_, word, 0));
   CudaAddress& memory = addresses_[static_cast<std::size_t>(rank_)];
@@ -98,19 +102,19 @@ void PeerBuffers::Check(const char* name, CudaResult result) const {
   throw ConfigError(std::string(name) + ": " + (text != nullptr ? text : "error " + Text(result)));
 }
 
-void PeerBuffers::Abort() noexcept { std::atomic_ref(*host_word_).store(1); }
+void PeerBuffers::Set(std::int32_t& word) noexcept { std::atomic_ref(word).store(1); }
 
 // Results are of no use any more: the context may be gone, with all that was in it.
 PeerBuffers::~PeerBuffers() {
   if (driver_ == nullptr || context_ == nullptr) return;
-  if (host_word_ != nullptr) Abort();
+  if (host_word_ != nullptr) Set(*host_word_);
   driver_->CtxPushCurrent(context_);
   for (std::size_t rank = 0; rank < addresses_.size(); ++rank) {
     if (addresses_[rank] == 0) continue;
     const bool own = rank == static_cast<std::size_t>(rank_);
     (own ? driver_->MemFree : driver_->IpcCloseMemHandle)(addresses_[rank]);
   }
-  if (host_word_ != nullptr) driver_->MemFreeHost(host_word_);
+  host_word_.reset();
   driver_->CtxPopCurrent(&context_);
 }
 

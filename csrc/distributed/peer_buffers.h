@@ -31,22 +31,21 @@ class PeerBuffers {
 
   // Of each rank's memory, as this device knows it.
   const std::vector<CudaAddress>& addresses() const { return addresses_; }
-  // An int32 that is 0 until Abort: kernels that wait for a peer look at it.
+  // An int32 that is 0 until the group has failed: kernels that wait for a peer look at it.
   CudaAddress abort_word() const { return abort_word_; }
-  // From any thread.
-  void Abort() noexcept;
 
  private:
   PeerBuffers(int rank, int size);
   CudaIpcHandle Allocate(const CudaDriver& driver, std::size_t num_bytes);
   void Open(int rank, const CudaIpcHandle& handle);
   void Check(const char* name, CudaResult result) const;
+  static void Set(std::int32_t& word) noexcept;
 
   const int rank_;
   const CudaDriver* driver_ = nullptr;  // null: nothing is allocated
   CudaContext* context_ = nullptr;
   std::vector<CudaAddress> addresses_;
-  std::int32_t* host_word_ = nullptr;
+  std::shared_ptr<std::int32_t> host_word_;
   CudaAddress abort_word_ = 0;
 };
 

@@ -165,13 +165,33 @@ TEST_F(PeerBuffersTest, EveryRankReachesTheMemoryOfAll) {
   }
 }
 
-TEST_F(PeerBuffersTest, AbortSetsTheWordOfThisRank) {
-  const auto made = MakeOnAll();
-  made[1].buffers->Abort();
-  for (int rank = 0; rank < kSize; ++rank) {
-    const auto* word = reinterpret_cast<const std::int32_t*>(made[rank].buffers->abort_word());
-    EXPECT_EQ(*word, rank == 1);
+// A group of one whose failure is told, as that of NCCL's groups is.
+class FailingGroup final : public Communicator {
+ public:
+  FailingGroup() : Communicator(0, 1) {}
+  void AllReduce(const void*, void*, std::size_t, DataType, StreamHandle) override {}
+  void AllGather(const void*, void*, std::size_t, DataType, StreamHandle) override {}
+  void ReduceScatter(const void*, void*, std::size_t, DataType, StreamHandle) override {}
+  void Broadcast(void*, std::size_t, DataType, int, StreamHandle) override {}
+  void Barrier() override {}
+  void Exchange(const void* in, void* out, std::size_t num_bytes) override {
+    std::memcpy(out, in, num_bytes);
   }
+  void Poll() override {}
+  void Abort(const std::string&) noexcept override { StopKernels(); }
+  bool blocks() const override { return false; }
+};
+
+TEST_F(PeerBuffersTest, TheWordIsSetWhenTheGroupFails) {
+  FailingGroup group;
+  const auto load = [this]() -> const CudaDriver& { return driver_; };
+  auto buffers = PeerBuffers::Make(group, kNumBytes, load);
+  const auto* word = reinterpret_cast<const std::int32_t*>(buffers->abort_word());
+  EXPECT_EQ(*word, 0);
+  group.Abort("rank 1 died");
+  EXPECT_EQ(*word, 1);
+  buffers.reset();
+  group.Abort("again");  // and what is gone is left alone
 }
 
 TEST_F(PeerBuffersTest, NoPeerAccessIsSaidOnEveryRank) {

@@ -76,14 +76,9 @@ class CommunicatorGroup(TpGroup):
         return self._reserved[-1] if self._reserved else None
 
     def poll(self) -> None:
-        try:
-            self._communicator.poll()
-        except CommunicatorError:
-            self._stop_kernels()
-            raise
+        self._communicator.poll()
 
     def abort(self, cause: str) -> None:
-        self._stop_kernels()
         if (communicator := self._open) is not None:
             communicator.abort(cause)
 
@@ -96,11 +91,6 @@ class CommunicatorGroup(TpGroup):
         if self._open is None:
             raise CommunicatorError(f"rank {self.rank} has closed its group")
         return self._open
-
-    def _stop_kernels(self) -> None:
-        """Those that wait for a peer end, so that the device does."""
-        for peers in list(self._reserved):
-            peers.buffers.abort()
 
     def _stream(self) -> int:
         if self._device.type == "cpu":
