@@ -328,14 +328,10 @@ class PeerBuffers:
     num_bytes of device memory on every rank, all 0xff, that all ranks can read and write; of the current CUDA device. A collective call on the host. Raises ConfigError, on every rank the same, where a rank has no such memory or cannot reach another's.
     """
     def __init__(self, communicator: Communicator, num_bytes: typing.SupportsInt | typing.SupportsIndex) -> None: ...
-    def abort(self) -> None:
-        """
-        From any thread: kernels that wait for a peer give up.
-        """
     @property
     def abort_word(self) -> int:
         """
-        Address of an int32 that is 0 until abort.
+        Address of an int32 that is 0 until the group has failed.
         """
     @property
     def addresses(self) -> list[int]:

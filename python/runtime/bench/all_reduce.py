@@ -124,7 +124,6 @@ def _peer_times(group: Any, device: torch.device) -> list[Row]:
 def main(rank: int, size: int) -> None:
     """One rank's part; rank 0 prints a row a size."""
     device = torch.device("cuda", rank)
-    torch.cuda.set_device(device)
     group: Any = init_tp_group(bytes.fromhex(sys.stdin.readline()), rank, size, device, WAIT_S)
     nccl = _group_times(group, "nccl", device)  # it sums at every size before `reserve`
     group.reserve(ROWS[-1], HIDDEN * torch.bfloat16.itemsize)
