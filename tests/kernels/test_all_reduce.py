@@ -1,5 +1,9 @@
 """One rank's part of an all-reduce, with what the others write already there; test_tp_group.py has real groups."""
 
+import os
+import random
+import signal
+
 import pytest
 import torch
 from harness import DTYPES, assert_close, poisoned, randn, strided
@@ -14,11 +18,12 @@ HIDDEN = 72
 
 
 class Group:
-    """The ranks' memory in one process."""
+    """The ranks' memory, which forked processes share."""
 
     def __init__(self, size, num_rows=5, row_bytes=4 * HIDDEN + 16):
-        self.memory = torch.full((size, PeerMemory.num_bytes(size, num_rows, row_bytes)), 0xFF, dtype=torch.uint8)
-        self.abort_word = torch.zeros(1, dtype=torch.int32)
+        num_bytes = PeerMemory.num_bytes(size, num_rows, row_bytes)
+        self.memory = torch.full((size, num_bytes), 0xFF, dtype=torch.uint8).share_memory_()
+        self.abort_word = torch.zeros(1, dtype=torch.int32).share_memory_()
         words = torch.tensor([*(part.data_ptr() for part in self.memory), self.abort_word.data_ptr()])
         self.ranks = [
             PeerMemory(rank, size, row_bytes, words, torch.zeros(num_rows, dtype=torch.int32)) for rank in range(size)
@@ -118,6 +123,32 @@ def test_a_failed_group_is_not_waited_for():
     group = Group(2)
     group.abort_word.fill_(1)
     all_reduce(randn(1, 8), group.ranks[0])
+
+
+def _take_part(rank, group, num_calls):
+    """A rank of its own process: calls of random sizes and ways, the same on all ranks."""
+    signal.alarm(60)
+    torch.set_num_threads(1)
+    size, chosen = len(group.ranks), random.Random(0)
+    for seed in range(num_calls):
+        x = randn(size, chosen.randint(1, 3), 8, seed=seed)
+        out = all_reduce(x[rank], group.ranks[rank], two_shot=chosen.random() < 0.5)
+        assert torch.equal(out, in_rank_order(x)), f"call {seed} on rank {rank}"
+
+
+def test_ranks_that_run_at_once():
+    group, processes = Group(3), []
+    for rank in range(3):
+        if not (process := os.fork()):
+            try:
+                _take_part(rank, group, num_calls=12)
+                os._exit(0)
+            finally:
+                group.abort_word.fill_(1)
+                os._exit(1)
+        processes.append(process)
+    assert [os.waitpid(process, 0)[1] for process in processes] == [0, 0, 0]
+    assert (group.memory == 0xFF).all()
 
 
 def test_no_tokens():
