@@ -10,7 +10,7 @@ from torch import Tensor
 from .._core import Communicator, DataType
 from ..errors import CommunicatorError, ConfigError
 from ..kernels import ops
-from .peers import Peers, open_peers
+from .peer_sums import PeerSums, open_peer_sums
 from .tp_group import TpGroup
 
 DATA_TYPES = {
@@ -38,7 +38,7 @@ class CommunicatorGroup(TpGroup):
         self.rank, self.size = communicator.rank, communicator.size
         self._open: Communicator | None = communicator
         self._device, self._timeout_s = device, timeout_s
-        self._reserved: list[Peers] = []  # the last is in use; captured graphs may still hold an earlier one
+        self._reserved: list[PeerSums] = []  # the last is in use; captured graphs may still hold an earlier one
         self._all_reduce = self._gathered_sum if deterministic and device.type == "cuda" else self._sum
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -67,11 +67,11 @@ class CommunicatorGroup(TpGroup):
     def reserve(self, num_rows: int, row_bytes: int) -> None:
         if self._device.type == "cpu" or (self.peers is not None and self.peers.memory.fits(num_rows, row_bytes)):
             return
-        if (peers := open_peers(self._communicator, self._device, num_rows, row_bytes)) is not None:
+        if (peers := open_peer_sums(self._communicator, self._device, num_rows, row_bytes)) is not None:
             self._reserved.append(peers)
 
     @property
-    def peers(self) -> Peers | None:
+    def peers(self) -> PeerSums | None:
         """What `reserve` made; None: nothing, NCCL sums at every size."""
         return self._reserved[-1] if self._reserved else None
 

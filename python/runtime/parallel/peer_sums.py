@@ -21,7 +21,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Peers:
+class PeerSums:
     """The memory, its owner, and what goes which way; the same on every rank."""
 
     buffers: PeerBuffers
@@ -37,7 +37,7 @@ class Peers:
         return x.nbytes > self.one_shot_bytes
 
 
-def open_peers(communicator: Communicator, device: torch.device, num_rows: int, row_bytes: int) -> Peers | None:
+def open_peer_sums(communicator: Communicator, device: torch.device, num_rows: int, row_bytes: int) -> PeerSums | None:
     """Memory for sums of `num_rows` rows, or None where ranks cannot reach each other's; a call of all ranks."""
     size = communicator.size
     limits = next((limits for ranks, limits in sorted(LIMITS.items()) if size <= ranks), None)
@@ -52,4 +52,4 @@ def open_peers(communicator: Communicator, device: torch.device, num_rows: int, 
             log.warning("small sums go through NCCL, for the GPUs cannot write to each other's memory: %s", e)
             return None
     addresses = torch.tensor([*buffers.addresses, buffers.abort_word], dtype=torch.int64, device=device)
-    return Peers(buffers, PeerMemory(communicator.rank, size, row_bytes, addresses, turns), *limits)
+    return PeerSums(buffers, PeerMemory(communicator.rank, size, row_bytes, addresses, turns), *limits)
