@@ -13,6 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 from . import reference, shapes
 
 __all__ = [
+    "all_reduce",
+    "all_reduce_norm",
     "context_attention",
     "copy_blocks",
     "embedding",
@@ -56,6 +58,8 @@ def _by_device(reference_op: Callable[P, R], argument: int = 0) -> Callable[P, R
     return dispatch
 
 
+all_reduce = _by_device(reference.all_reduce)
+all_reduce_norm = _by_device(reference.all_reduce_norm)
 context_attention = _by_device(reference.context_attention)
 copy_blocks = _by_device(reference.copy_blocks, 2)  # either pool may be the host's
 embedding = _by_device(reference.embedding)

@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .reference_all_reduce import all_reduce, all_reduce_norm
 from .reference_attention import context_attention, token_attention
 from .reference_sampling import sample
 from .reference_step import prepare_step
 
 __all__ = [
+    "all_reduce",
+    "all_reduce_norm",
     "context_attention",
     "copy_blocks",
     "embedding",

@@ -23,6 +23,13 @@ def layer_norm(
     return _like(x, out)
 
 
+def all_reduce_norm(x: Tensor, *args: Any, out: Tensor | None = None, **options: Any) -> Tensor:
+    return _like(x, out)
+
+
+all_reduce = all_reduce_norm
+
+
 def silu_and_mul(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1] // 2) if out is None else out
 

@@ -46,6 +46,8 @@ part_tests() {
 part_ranks() { # groups of processes, one GPU each
   run ranks 300 python3 -m pytest -q -m gpu --tb=short -p no:cacheprovider tests/python/test_tp_group.py \
     tests/models/test_tensor_parallel.py tests/python/test_ranks_gpu.py
+  run allreduce 240 python3 -m runtime bench allreduce --ranks "$(python3 -c 'import torch; print(torch.cuda.device_count())')" \
+    --json --append "$out/bench.jsonl"
 }
 part_tune() {
   run tune $((minutes * 60 + 60)) python3 tools/tune_kernels.py --out "$out" --minutes "$minutes"

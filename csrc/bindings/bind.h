@@ -9,6 +9,7 @@ void BindEmbedding(pybind11::module_& m);
 void BindErrors();
 void BindKvCache(pybind11::module_& m);
 void BindLauncher(pybind11::module_& m);
+void BindPeerBuffers(pybind11::module_& m);
 void BindRequestParams(pybind11::module_& m);
 void BindScheduler(pybind11::module_& m);
 void BindSimulation(pybind11::module_& m);

@@ -12,6 +12,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   runtime::bindings::BindEmbedding(m);
   runtime::bindings::BindKvCache(m);
   runtime::bindings::BindLauncher(m);
+  runtime::bindings::BindPeerBuffers(m);
   runtime::bindings::BindRequestParams(m);
   runtime::bindings::BindStepTime(m);
   runtime::bindings::BindScheduler(m);

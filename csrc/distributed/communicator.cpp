@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "common/check.h"
 #include "common/text.h"
@@ -57,6 +58,16 @@ std::unique_ptr<Communicator> MakeNcclCommunicator(const CommunicatorOptions& op
 }
 
 }  // namespace
+
+void Communicator::OnFailure(std::function<void()> stop) {
+  const std::lock_guard lock(stops_mutex_);
+  stops_.push_back(std::move(stop));
+}
+
+void Communicator::StopKernels() noexcept {
+  const std::lock_guard lock(stops_mutex_);
+  for (const auto& stop : stops_) stop();
+}
 
 std::size_t ItemBytes(DataType type) {
   return type == DataType::kFloat32 || type == DataType::kInt32 ? 4 : 2;

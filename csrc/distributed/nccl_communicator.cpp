@@ -170,6 +170,7 @@ void NcclCommunicator::Abort(const std::string& cause) noexcept {
 }
 
 void NcclCommunicator::DropComm() noexcept {
+  StopKernels();
   const std::lock_guard lock(mutex_);
   if (NcclComm* comm = std::exchange(comm_, nullptr)) nccl_.CommAbort(comm);
 }

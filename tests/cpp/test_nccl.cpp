@@ -180,6 +180,14 @@ TEST_F(NcclCommunicatorTest, ACallThatFailsEndsTheGroup) {
   EXPECT_TRUE(pretended_.asked.empty());
 }
 
+TEST_F(NcclCommunicatorTest, KernelsThatWaitForAPeerEndBeforeNcclIsAborted) {
+  const auto group = Join(api_);
+  group->OnFailure([&] { pretended_.Note("stop"); });
+  pretended_.asked.clear();
+  group->Abort("the step was too long");
+  EXPECT_EQ(pretended_.asked, (std::vector<std::string>{"stop", "abort"}));
+}
+
 TEST_F(NcclCommunicatorTest, PollFindsWhatFailedMeanwhile) {
   const auto group = Join(api_);
   pretended_.state = NcclResult::kInProgress;

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from runtime.kernels.all_reduce import all_reduce
+from runtime.kernels.all_reduce_norm import all_reduce_norm
 from runtime.kernels.context_attention import context_attention
 from runtime.kernels.copy_blocks import copy_blocks
 from runtime.kernels.embedding import embedding
@@ -18,6 +20,7 @@ from runtime.kernels.kv_store import kv_store
 from runtime.kernels.layer_norm import layer_norm
 from runtime.kernels.linear import launch_gemm, launch_gemv, linear
 from runtime.kernels.linear_config import GemmConfig, GemvConfig
+from runtime.kernels.peer_memory import PeerMemory
 from runtime.kernels.prepare_step import prepare_step
 from runtime.kernels.rms_norm import rms_norm
 from runtime.kernels.rotary_kv_store import rotary_kv_store
@@ -46,6 +49,16 @@ def empty(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
 def _norm(hidden: int, dtype: torch.dtype, op: Callable[..., object], num_vectors: int) -> None:
     x, residual = empty(8, hidden, dtype=dtype), empty(8, hidden, dtype=dtype)
     op(x, residual, *(empty(hidden, dtype=dtype) for _ in range(num_vectors)), 1e-5)
+
+
+def _all_reduce(size: int, hidden: int, *, two_shot: bool, num_vectors: int, dtype: torch.dtype = BF16) -> None:
+    x, residual = empty(8, hidden, dtype=dtype), empty(8, hidden, dtype=dtype)
+    peers = PeerMemory(1, size, hidden * dtype.itemsize, empty(size + 1, dtype=I64), empty(8, dtype=I32))
+    if num_vectors == 0:
+        all_reduce(x, peers, two_shot=two_shot)
+    else:
+        weight, bias = empty(hidden, dtype=dtype), empty(hidden, dtype=dtype) if num_vectors > 1 else None
+        all_reduce_norm(x, residual, weight, bias, 1e-5, peers, two_shot=two_shot)
 
 
 def _rotary(num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, with_norm: bool) -> None:
@@ -140,6 +153,18 @@ CASES = [
     Case("rms_norm 8192 fp16", lambda: _norm(8192, FP16, rms_norm, 1)),
     Case("rms_norm 1024 fp32", lambda: _norm(1024, FP32, rms_norm, 1)),
     Case("layer_norm 4096 bf16", lambda: _norm(4096, BF16, layer_norm, 2)),
+    Case("all_reduce 2 ranks, 4096 bf16", lambda: _all_reduce(2, 4096, two_shot=False, num_vectors=0)),
+    Case(  # parts of eight ranks in flight
+        "all_reduce 8 ranks, two-shot, 8192 bf16",
+        lambda: _all_reduce(8, 8192, two_shot=True, num_vectors=0),
+        may_spill=True,
+    ),
+    Case("all_reduce_norm 2 ranks, 4096 bf16", lambda: _all_reduce(2, 4096, two_shot=False, num_vectors=1)),
+    Case("all_reduce_norm 4 ranks, two-shot, 8192 bf16", lambda: _all_reduce(4, 8192, two_shot=True, num_vectors=1)),
+    Case(
+        "all_reduce_norm 4 ranks, layer, 1024 fp32",
+        lambda: _all_reduce(4, 1024, two_shot=False, num_vectors=2, dtype=FP32),
+    ),
     Case("silu_and_mul bf16", lambda: silu_and_mul(empty(8, 2 * 14336))),
     Case("gelu_tanh bf16", lambda: gelu_tanh(empty(8, 16384))),
     Case("embedding bf16", lambda: embedding(empty(8, dtype=I32), empty(1024, 4096))),

@@ -96,3 +96,9 @@ def test_a_benchmark_of_the_scheduler_records_its_decisions(tmp_path, capsys):
     assert main(["bench", "scheduler", "--batch", "3", "--steps", "20", "--event-log", str(log), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["scenario"] == "scheduler_b3_recorded"
     assert replay(log).figures["requests"] == 3
+
+
+def test_sums_need_a_gpu_for_each_rank(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert main(["bench", "allreduce", "--ranks", "2"]) == 2
+    assert "--ranks=2: two or more are needed, with a GPU each; torch sees 1" in capsys.readouterr().err

@@ -17,7 +17,7 @@ ALLOWED = {
     "kernels": set(),
     "models": {"basemodel", "kernels"},
     "loader": set(),
-    "parallel": {"_core"},
+    "parallel": {"_core", "kernels"},
     "basemodel": {"kernels", "loader", "parallel", "_core"},
     "outputs": set(),
     "prompts": {"tokenizer"},

@@ -50,9 +50,9 @@ def wait_for(word, processes):
         assert process.stdout.readline() == f"{word}\n", process.stderr.read()
 
 
-def result(process):
+def result(process, timeout=100):
     """What the rank printed, or the last line of its error."""
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=timeout)
     return out.splitlines()[-1] if process.returncode == 0 else err.splitlines()[-1]
 
 
@@ -71,9 +71,23 @@ def test_a_collective_is_captured(device):
         assert [result(process) for process in processes] == ["equal"] * 2
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_collective_whose_peer_dies_ends(device):
-    with ranks("lost_peer", 2, device) as processes:
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("case", ["peer_sums", "peer_sums_captured"])
+def test_sums_over_peer_memory(case, size, device):
+    if torch.cuda.device_count() < size:
+        pytest.skip(f"needs {size} GPUs")
+    with ranks(case, size, device, timeout_s=20.0) as processes:
+        assert [result(process, timeout=90) for process in processes] == ["equal"] * size
+
+
+@pytest.mark.parametrize(
+    "case, device",
+    [("lost_peer", "cpu"), pytest.param("lost_peer", "cuda", marks=TWO_GPUS)]
+    + [pytest.param("lost_writer", "cuda", marks=TWO_GPUS)],
+)
+def test_a_collective_whose_peer_dies_ends(case, device):
+    with ranks(case, 2, device) as processes:
         wait_for("joined", processes)
         wait_for("ready", processes)
         processes[1].kill()

@@ -66,11 +66,101 @@ def captured(group, device):
     return "equal"
 
 
+def peer_sums(group, device):
+    """Sums over peer memory: those of NCCL but for rounding, those of rank order exactly, the same on every rank."""
+    import torch
+
+    inputs = []
+    for dtype, width in ((torch.bfloat16, 4096), (torch.float16, 1000), (torch.float32, 2048)):
+        for num_rows in (1, 2, 7, 64):
+            parts = torch.randn(group.size, num_rows, width, generator=torch.Generator().manual_seed(num_rows))
+            inputs.append(parts.to(device, dtype))
+    by_nccl = [group.all_reduce(parts[group.rank].clone()) for parts in inputs]
+    group.barrier()
+    group.reserve(64, 8192)
+    assert group.peers is not None, "the GPUs cannot write to each other's memory"
+    for parts, sum_by_nccl in zip(inputs, by_nccl):
+        expected = sum(part.float() for part in parts).to(parts.dtype)
+        torch.testing.assert_close(sum_by_nccl, expected, rtol=2e-2, atol=2e-2)
+        for two_shot in (False, True):
+            _check_peer_sum(group, parts, expected, two_shot)
+        chosen = group.all_reduce(parts[group.rank].clone())
+        group.barrier()
+        assert torch.equal(chosen, expected)
+    group.close()
+    return "equal"
+
+
+def _check_peer_sum(group, parts, expected, two_shot):
+    """With RMSNorm, LayerNorm and none behind it; a barrier, which has a deadline, comes before each look."""
+    import torch
+
+    from runtime.kernels import ops
+
+    x, (weight, bias) = parts[group.rank], parts[:2, 0]
+    out = ops.all_reduce(x, group.peers.memory, two_shot=two_shot)
+    group.barrier()
+    assert torch.equal(out, expected)
+    for norm, vectors in ((ops.rms_norm, [weight]), (ops.layer_norm, [weight, bias])):
+        residual, expected_residual = parts[0].clone(), parts[0].clone()
+        arguments = x, residual, weight, vectors[1] if len(vectors) > 1 else None, 1e-5, group.peers.memory
+        out = ops.all_reduce_norm(*arguments, two_shot=two_shot)
+        everywhere = group.all_gather(out).view(len(x), group.size, -1)
+        group.barrier()
+        torch.testing.assert_close(out, norm(expected, expected_residual, *vectors, 1e-5), rtol=2e-2, atol=2e-2)
+        assert torch.equal(residual, expected_residual)
+        assert torch.equal(everywhere, everywhere[:, :1].expand_as(everywhere))
+
+
+def peer_sums_captured(group, device):
+    """Graphs of two sizes, replayed in turn 1000 times on changing inputs, by ranks that are late in turn."""
+    import torch
+
+    from runtime.kernels import ops
+
+    group.reserve(64, 8192)
+    step, num_wrong = (torch.zeros((), dtype=torch.int64, device=device) for _ in "sw")
+
+    def work(num_rows):
+        """Sums of small integers that depend on step, row and rank, which bfloat16 holds exactly."""
+        row = torch.arange(num_rows, device=device)[:, None] % 8 + step % 16
+        expected = (group.size * row + sum(range(group.size))).expand(num_rows, 4096)
+        x = (row + group.rank).to(torch.bfloat16).expand(num_rows, 4096).contiguous()
+        for two_shot in (False, True, True, False):
+            num_wrong.add_((ops.all_reduce(x, group.peers.memory, two_shot=two_shot) != expected).sum())
+        residual = torch.ones_like(x)
+        ops.all_reduce_norm(x, residual, residual[0].clone(), None, 1e-5, group.peers.memory)
+        num_wrong.add_((residual != expected + 1).sum())
+        step.add_(1)
+
+    graphs = []
+    for num_rows in (3, 64):
+        work(num_rows)
+        group.barrier()
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1]):
+            work(num_rows)
+    for i in range(1000):
+        if i % 7 == group.rank:
+            torch.cuda._sleep(200_000)
+        graphs[i * i % 3 % 2].replay()
+        if i % 100 == 99:
+            group.barrier()
+    assert (int(step), int(num_wrong)) == (1002, 0)
+    return "equal"
+
+
+def lost_writer(group, device):
+    """As lost_peer, with a kernel of ours that waits."""
+    group.reserve(4, 16384)
+    return lost_peer(group, device)
+
+
 def lost_peer(group, device):
     """Rank 0 is in a collective that the others, which wait for a line, do not come to."""
     import torch
 
-    x = torch.ones(4096, device=device)
+    x = torch.ones(1, 4096, device=device)
     group.all_reduce(x)
     group.barrier()
     print("ready", flush=True)

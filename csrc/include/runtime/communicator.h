@@ -2,7 +2,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -70,15 +72,23 @@ class Communicator {
   // so does Poll. What NCCL has queued on this rank's device returns without a result.
   virtual void Abort(const std::string& cause) noexcept = 0;
 
+  // `stop` ends the kernels of others that wait for a peer on this device. It runs, perhaps more
+  // than once and from any thread, when the group has failed and before NCCL is aborted, which
+  // waits for the device; it must not throw or wait. The shared-memory backend never calls it.
+  void OnFailure(std::function<void()> stop);
+
   // Whether a collective waits for the other ranks before it returns.
   virtual bool blocks() const = 0;
 
  protected:
   Communicator(int rank, int size) : rank_(rank), size_(size) {}
+  void StopKernels() noexcept;
 
  private:
   const int rank_;
   const int size_;
+  std::mutex stops_mutex_;
+  std::vector<std::function<void()>> stops_;
 };
 
 enum class Backend : std::uint8_t { kSharedMemory, kNccl };

@@ -173,11 +173,12 @@ class TpPartBaseModel:
             layer.load(source)
 
     def _init_mem_manager(self) -> None:
-        """The KV tensors and, on rank 0, the allocator of their blocks."""
+        """The KV tensors and, on rank 0, the allocator of their blocks; room for the sums of a decode step."""
         num_blocks = self.max_total_token_num // self.block_size
         shape = (self.config["num_hidden_layers"], 2, num_blocks + 1, self._kv_heads, self.block_size)
         kv_cache = torch.zeros((*shape, self.config["head_dim"]), dtype=self.dtype, device=self.device)
         self.mem_manager = MemManager(kv_cache, BlockAllocator(num_blocks) if self.tp_rank_ == 0 else None)
+        self.tp_group.reserve(self.max_num_seqs, self.config["hidden_size"] * self.dtype.itemsize)
 
     def _init_infer_layer(self) -> None:
         self.pre_infer = self.pre_layer_infer_class(self.config)

@@ -1,4 +1,4 @@
-"""Measure latency, throughput, the scheduler or its policies, or check the simulator; a row is one JSON object."""
+"""Measure latency, throughput, the scheduler, its policies or sums over GPUs, or check the simulator: JSON rows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(
-        dest="what", required=True, metavar="{latency,suite,scheduler,simulation,admission,fairness}"
-    )
+    names = "{latency,suite,scheduler,simulation,admission,fairness,allreduce}"
+    verbs = parser.add_subparsers(dest="what", required=True, metavar=names)
     latency = verbs.add_parser("latency", help="mean time of a decode step")
     latency.add_argument("--scenario", help="decode_b1, decode_b8, decode_b64, decode_b256 or decode_b8_long")
     latency.add_argument("--batch", type=int, help="requests; with --in and --out instead of a scenario")
@@ -55,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for verb in (admission, fairness):
         verb.add_argument("--config", metavar="DIR", required=True, help="folder with config.json: step times")
-    for verb in (latency, suite, scheduler, simulation, admission, fairness):
+    allreduce = verbs.add_parser("allreduce", help="sums over GPUs in a graph, ours and NCCL's, by size")
+    allreduce.add_argument("--ranks", type=int, default=2, help="GPUs; default: 2")
+    for verb in (latency, suite, scheduler, simulation, admission, fairness, allreduce):
         verb.add_argument("--json", action="store_true", help="print rows as JSON")
         verb.add_argument("--append", metavar="FILE", help="add the rows to a .jsonl file")
 
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         "simulation": _simulation,
         "admission": _admission,
         "fairness": _fairness,
+        "allreduce": _allreduce,
     }
     for row in makers[args.what](args):
         print(json.dumps(row) if args.json else _table(row), flush=True)
@@ -168,6 +170,13 @@ def _fairness(args: argparse.Namespace) -> Iterator[Row]:
 
     for row in admission.fairness(args.config):
         yield {**_simulated(args), **row, **_environment("cpu")}
+
+
+def _allreduce(args: argparse.Namespace) -> Iterator[Row]:
+    from runtime.bench import all_reduce
+
+    for row in all_reduce.measure(args.ranks):
+        yield {"engine": "runtime", **row, **_environment("cuda")}
 
 
 def _simulated(args: argparse.Namespace) -> Row:

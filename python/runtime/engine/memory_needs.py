@@ -19,6 +19,7 @@ from runtime.engine.device import Device, check_device
 from runtime.engine.device_bytes import DeviceBytes
 from runtime.engine.warm_up import SMALL_TENSORS_BYTES
 from runtime.kernels.attention_shapes import partials_size
+from runtime.kernels.peer_memory import PeerMemory
 from runtime.kernels.step_state import RowState, SampleWorkspace, StepInputs, StepOutputs
 
 # Estimates of what no tensor shows, and what the comparison at start-up checks.
@@ -67,6 +68,9 @@ def memory_needs(config: EngineConfig, device: Device) -> Needs:
     parts |= {"sampler": _sampler_bytes(model, config), "attention": _attention_bytes(model, config, device)}
     parts["cublas"], parts["modules"] = _cublas_bytes(device), _MODULE_BYTES
     parts["small"] = SMALL_TENSORS_BYTES
+    if (size := config.tensor_parallel_size) > 1:
+        row_bytes = model.config["hidden_size"] * model.dtype.itemsize
+        parts["peers"] = PeerMemory.num_bytes(size, config.max_num_seqs, row_bytes)
     return Needs(model, parts, 0 if config.enforce_eager else _graph_bytes(model, config))
 
 

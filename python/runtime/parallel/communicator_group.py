@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .._core import Communicator, DataType
 from ..errors import CommunicatorError, ConfigError
+from ..kernels import ops
+from .peer_sums import PeerSums, open_peer_sums
 from .tp_group import TpGroup
 
 DATA_TYPES = {
@@ -36,10 +38,18 @@ class CommunicatorGroup(TpGroup):
         self.rank, self.size = communicator.rank, communicator.size
         self._open: Communicator | None = communicator
         self._device, self._timeout_s = device, timeout_s
+        self._reserved: list[PeerSums] = []  # the last is in use; captured graphs may still hold an earlier one
         self._all_reduce = self._gathered_sum if deterministic and device.type == "cuda" else self._sum
 
     def all_reduce(self, x: Tensor) -> Tensor:
+        if (peers := self.peers) is not None and peers.take(x):
+            return ops.all_reduce(x, peers.memory, two_shot=peers.two_shot(x), out=x)
         return self._all_reduce(x.contiguous())
+
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        if (peers := self.peers) is None or not peers.take(x):
+            return super().all_reduce_norm(x, residual, weight, bias, eps)
+        return ops.all_reduce_norm(x, residual, weight, bias, eps, peers.memory, two_shot=peers.two_shot(x), out=x)
 
     def all_gather(self, x: Tensor) -> Tensor:
         return self._gathered(x.contiguous()).movedim(0, -2).flatten(-2)
@@ -54,6 +64,17 @@ class CommunicatorGroup(TpGroup):
             self._wait_for_device()
         self._communicator.barrier()
 
+    def reserve(self, num_rows: int, row_bytes: int) -> None:
+        if self._device.type == "cpu" or (self.peers is not None and self.peers.memory.fits(num_rows, row_bytes)):
+            return
+        if (peers := open_peer_sums(self._communicator, self._device, num_rows, row_bytes)) is not None:
+            self._reserved.append(peers)
+
+    @property
+    def peers(self) -> PeerSums | None:
+        """What `reserve` made; None: nothing, NCCL sums at every size."""
+        return self._reserved[-1] if self._reserved else None
+
     def poll(self) -> None:
         self._communicator.poll()
 
@@ -63,6 +84,7 @@ class CommunicatorGroup(TpGroup):
 
     def close(self) -> None:
         self._open = None
+        self._reserved.clear()
 
     @property
     def _communicator(self) -> Communicator:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -57,7 +56,8 @@ def init_tp_group(
     Args:
         unique_id: the same on all ranks; of no use with one rank.
         rank, world_size: this rank and the number of ranks, one process each, all on this host.
-        device: where this rank's tensors are, "cpu" or one GPU for each rank.
+        device: where this rank's tensors are, "cpu" or one GPU for each rank; with an index it becomes this thread's
+            current device, which kernels are launched on.
         timeout_s: how long a rank waits for the others, here and at barriers, and on a CPU in every collective.
         deterministic: sums are added in rank order in float32 at every size.
 
@@ -74,6 +74,7 @@ def init_tp_group(
         raise ConfigError(f"unique_id is one of backend {named!r}; ranks on {device} need {backend_of(device)!r}")
     if device.type == "cuda":
         find_nccl()
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        communicator = Communicator(unique_id, rank, world_size, timeout_s=timeout_s)
+        if device.index is not None:
+            torch.cuda.set_device(device)
+    communicator = Communicator(unique_id, rank, world_size, timeout_s=timeout_s)
     return CommunicatorGroup(communicator, device, timeout_s, deterministic)

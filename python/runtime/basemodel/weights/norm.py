@@ -25,7 +25,7 @@ class Norm:
         """norm(residual + sum of x over the ranks) and that sum; `residual` is overwritten. None adds nothing."""
         if x is None:
             return self._norm(residual, None), residual
-        return self._norm(self._tp.all_reduce(x), residual), residual
+        return self._tp.all_reduce_norm(x, residual, self.weight, self.bias, self.eps), residual
 
     def _norm(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if self.bias is None:
