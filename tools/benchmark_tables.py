@@ -28,6 +28,12 @@ def rows(name: str) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def usual() -> list[Row]:
+    """What scenarios took with the engine's defaults."""
+    found = rows("gpu.jsonl")
+    return [row for row in found if "scenario" in row and "gap_p50_us" not in row and "deterministic" not in row]
+
+
 def figure(row: Row) -> str:
     """What the scenario counts, with its unit."""
     if "tpot_ms" in row:
@@ -43,8 +49,12 @@ def share(row: Row | None) -> str:
 
 def table(models: tuple[str, ...]) -> Iterator[str]:
     """One line for each measured scenario: the figure, its share of the device's limit, and the peer's."""
-    ours = [row for row in rows("gpu.jsonl") if "gap_p50_us" not in row and "deterministic" not in row]
-    peers = {(row["model"], row["scenario"]): row for row in rows("peers.jsonl")}
+    ours = [
+        row
+        for row in rows("gpu.jsonl")
+        if row.get("tp") == 1 and "gap_p50_us" not in row and "deterministic" not in row
+    ]
+    peers = {(row["model"], row["scenario"]): row for row in rows("peers.jsonl") if row["tp"] == 1}
     devices = " and ".join(sorted({row["device"] for row in ours}))
     their_devices = " and ".join(sorted({row["device"] for row in peers.values()}))
     yield f"| model | scenario | {devices} | of its limit | vLLM 0.23.0, {their_devices} | of its limit |"
@@ -61,27 +71,50 @@ def gaps() -> Iterator[str]:
     yield "| model | scenario | p50 | p99 | steps that the host queued late |"
     yield "|---|---|---|---|---|"
     for row in rows("gpu.jsonl"):
-        if "gap_p50_us" in row:
+        if "gap_p50_us" in row and row["tp"] == 1:
             late = f"{row['late_pct']:.1f} %"
             yield f"| {row['model']} | `{row['scenario']}` | {row['gap_p50_us']} us | {row['gap_p99_us']} us | {late} |"
 
 
 def deterministic() -> Iterator[str]:
     """What `deterministic=True` costs in time."""
-    usual = {(row["model"], row["scenario"]): row for row in rows("gpu.jsonl") if "deterministic" not in row}
+    usual = {
+        (row["model"], row["scenario"]): row
+        for row in rows("gpu.jsonl")
+        if "deterministic" not in row and row["tp"] == 1
+    }
     yield "| model | scenario | usual | deterministic | cost |"
     yield "|---|---|---|---|---|"
     for row in rows("gpu.jsonl"):
         if "deterministic" in row:
-            other = usual[row["model"], row["scenario"]]
+            other = others[row["model"], row["scenario"]]
             key = "tpot_ms" if "tpot_ms" in row else "s"
             cost = f"{100 * (row[key] / other[key] - 1):.0f} %"
             yield f"| {row['model']} | `{row['scenario']}` | {figure(other)} | {figure(row)} | {cost} |"
 
 
+def ranks() -> Iterator[str]:
+    """Models that several devices hold together."""
+    peers = {(row["model"], row["tp"], row["scenario"]): row for row in rows("peers.jsonl")}
+    ours = [row for row in usual() if row["tp"] > 1]
+    devices = " and ".join(sorted({row["device"] for row in ours}))
+    yield f"| model | devices | scenario | {devices} | vLLM 0.23.0, NVIDIA H200 |"
+    yield "|---|---|---|---|---|"
+    for row in ours:
+        peer = peers.get((row["model"], row["tp"], row["scenario"]))
+        theirs = figure(peer) if peer else ""
+        yield f"| {row['model']} | {row['tp']} | `{row['scenario']}` | {figure(row)} | {theirs} |"
+
+
 def filled(page: str) -> str:
     """The page with what stands between the markers made anew."""
-    parts = {"gpu": table(MODELS), "gpu-short": table(IN_README), "gaps": gaps(), "deterministic": deterministic()}
+    parts = {
+        "gpu": table(MODELS),
+        "gpu-short": table(IN_README),
+        "gaps": gaps(),
+        "deterministic": deterministic(),
+        "ranks": ranks(),
+    }
     for name, lines in parts.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"
         if start in page:

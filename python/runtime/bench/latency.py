@@ -188,7 +188,7 @@ def measure(llm: LLM, clock: StepClock, scenario: Scenario, repeat: int = 3, nam
     row = {"dtype": llm.dtype, "tpot_ms": round(step * 1e3, 4), "tok_s": round(scenario.batch / step, 1)}
     context = scenario.input_len + scenario.output_len / 2
     limit = decode_step_s(on_paper(llm.config.model_dir), scenario.batch, context, device_name(llm.device))
-    if limit is not None:
+    if limit is not None and llm.config.tensor_parallel_size == 1:  # it is one device's
         row |= {"limit": round(limit * 1e3, 4), "pct_of_limit": round(100 * limit / step, 1)}
     return row
 

@@ -70,7 +70,7 @@ def measure(llm: LLM, clock: StepClock, scenario: Offline, repeat: int = 3, name
         row[f"ttft_p{percent}_ms"] = round(statistics.median(run.ttft_ms(percent) for run in runs[1:]), 2)
     row |= {"submit_s": round(statistics.median(run.submit_s for run in runs[1:]), 4), "settings": settings_of(llm)}
     limit_s = offline_s(on_paper(llm.config.model_dir), scenario, device_name(llm.device))
-    if limit_s is not None:
+    if limit_s is not None and llm.config.tensor_parallel_size == 1:  # it is one device's
         row |= {"limit": round(scenario.num_tokens() / limit_s, 1), "pct_of_limit": round(100 * limit_s / seconds, 1)}
     return row
 

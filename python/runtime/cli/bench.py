@@ -185,7 +185,8 @@ def _simulated(args: argparse.Namespace) -> Row:
 
 def _head(args: argparse.Namespace) -> Row:
     model = Path(args.model).resolve().name if args.model else "builtin"
-    return {"engine": "runtime", "model": model, "tp": 1, **({"deterministic": True} if args.deterministic else {})}
+    mode = {"deterministic": True} if args.deterministic else {}
+    return {"engine": "runtime", "model": model, "tp": args.tensor_parallel_size, **mode}
 
 
 def _environment(device: str | None) -> Row:
