@@ -102,6 +102,16 @@ def ranks() -> Iterator[str]:
         yield f"| {row['model']} | {row['tp']} | `{row['scenario']}` | {figure(row)} | {theirs} |"
 
 
+def allreduce() -> Iterator[str]:
+    """Sums over ranks in a captured graph, with and without the norm that follows."""
+    yield "| ranks | message | one-shot | with norm | two-shot | with norm | NCCL | and norm |"
+    yield "|---|---|---|---|---|---|---|---|"
+    keys = ("one_shot_us", "one_shot_norm_us", "two_shot_us", "two_shot_norm_us", "nccl_us", "nccl_norm_us")
+    for row in rows("allreduce.jsonl"):
+        times = " | ".join(f"{row[key]:.1f} us" for key in keys)
+        yield f"| {row['tp']} | {row['bytes'] >> 10} KiB | {times} |"
+
+
 def filled(page: str) -> str:
     """The page with what stands between the markers made anew."""
     parts = {
@@ -110,6 +120,7 @@ def filled(page: str) -> str:
         "gaps": gaps(),
         "deterministic": deterministic(),
         "ranks": ranks(),
+        "allreduce": allreduce(),
     }
     for name, lines in parts.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"

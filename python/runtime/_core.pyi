@@ -1,5 +1,5 @@
 """
-C++ core of the runtime: scheduler, KV cache bookkeeping and collectives.
+C++ core of the runtime: scheduler, KV cache bookkeeping, ranks and collectives.
 """
 
 from __future__ import annotations
@@ -10,21 +10,28 @@ import typing
 import numpy
 import numpy.dtypes
 import numpy.typing
+import typing_extensions
 
 __all__: list[str] = [
     "BlockAllocator",
     "Communicator",
     "DataType",
     "FleetConfig",
+    "Launcher",
     "Lengths",
     "Mailbox",
     "MailboxMetrics",
+    "PeerBuffers",
+    "RankFailure",
+    "RankLink",
+    "RankState",
     "ReplayDifference",
     "ReplayReport",
     "ReplicaConfig",
     "RequestParams",
     "Scheduler",
     "SchedulerConfig",
+    "SchedulerSnapshot",
     "SchedulerStats",
     "SharedPrefixes",
     "SimulationResult",
@@ -240,6 +247,160 @@ class BlockAllocator:
     def num_free(self) -> int:
         """
         Blocks that nobody owns, cached ones included.
+        """
+
+class RankFailure:
+    """
+    Why a group of ranks cannot go on; `what` is the whole sentence.
+    """
+    def __init__(
+        self,
+        rank: typing.SupportsInt | typing.SupportsIndex,
+        what: str,
+        type: str = "",
+        cause: str = "",
+        hint: str = "",
+        phase: str = "",
+    ) -> None: ...
+    @property
+    def cause(self) -> str: ...
+    @property
+    def hint(self) -> str: ...
+    @property
+    def phase(self) -> str: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def type(self) -> str:
+        """
+        Type of the rank's exception, "": none.
+        """
+    @property
+    def what(self) -> str: ...
+
+class RankState:
+    """
+    One rank as rank 0 sees it.
+    """
+    @property
+    def begun_step(self) -> int:
+        """
+        -1: none.
+        """
+    @property
+    def done_step(self) -> int:
+        """
+        -1: none.
+        """
+    @property
+    def phase(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def silent_s(self) -> float:
+        """
+        Seconds since the process last ran.
+        """
+
+class Launcher:
+    """
+    Starts the processes of ranks 1.. on this host, watches them and gives them step plans. Any thread may call it; one thread publishes.
+    """
+    def __init__(
+        self,
+        argv: collections.abc.Sequence[str],
+        num_ranks: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        environment: collections.abc.Mapping[str, str] = {},
+        start_silence_s: typing.SupportsFloat | typing.SupportsIndex = 60.0,
+    ) -> None:
+        """
+        Raises ConfigError, CapacityError.
+        """
+    def exchange(self, bytes: bytes) -> list[bytes]:
+        """
+        Every rank's bytes, in rank order, once all have given theirs. Raises EngineDeadError.
+        """
+    def fail(self, failure: RankFailure) -> None:
+        """
+        Rank 0's own finding; counts if it is the first. All ranks are killed.
+        """
+    def publish(
+        self, address: typing.SupportsInt | typing.SupportsIndex, timeout_s: typing.SupportsFloat | typing.SupportsIndex
+    ) -> None:
+        """
+        Gives the StepPlan at that address to every rank. Raises EngineDeadError.
+        """
+    def send(self, rank: typing.SupportsInt | typing.SupportsIndex, bytes: bytes) -> None:
+        """
+        Bytes for one rank's RankLink.receive. Raises EngineDeadError.
+        """
+    def stop(self, grace_s: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        """
+        Lets the ranks end, kills those that have not after grace_s. Idempotent.
+        """
+    def wait_for_failure(self, timeout_s: typing.SupportsFloat | typing.SupportsIndex) -> RankFailure | None:
+        """
+        The failure; None after timeout_s or once the group is being stopped.
+        """
+    @property
+    def failure(self) -> RankFailure | None:
+        """
+        The first failure, or None.
+        """
+    @property
+    def ranks(self) -> list[RankState]:
+        """
+        States of ranks 1..
+        """
+
+class RankLink:
+    """
+    The other end of a Launcher, in the process of a rank. Ends the process when rank 0 is gone.
+    """
+    def __init__(self) -> None: ...
+    def exchange(self, bytes: bytes) -> list[bytes]: ...
+    def fail(self, type: str, cause: str, hint: str, is_echo: bool) -> None:
+        """
+        This rank cannot go on; is_echo: because of another one.
+        """
+    def finish_step(self, step: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        The step has been run.
+        """
+    def read_plan(self, buffer: typing_extensions.Buffer) -> int | None:
+        """
+        Writes the next StepPlan into an aligned, contiguous buffer and returns its step; None: the group ends. Raises EngineDeadError.
+        """
+    def receive(self) -> bytes:
+        """
+        The next bytes that rank 0 sent.
+        """
+    def set_phase(self, phase: str) -> None:
+        """
+        What this rank does now; "": it runs steps.
+        """
+    @property
+    def num_ranks(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+
+class PeerBuffers:
+    """
+    num_bytes of device memory on every rank, all 0xff, that all ranks can read and write; of the current CUDA device. A collective call on the host. Raises ConfigError, on every rank the same, where a rank has no such memory or cannot reach another's.
+    """
+    def __init__(self, communicator: Communicator, num_bytes: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def abort_word(self) -> int:
+        """
+        Address of an int32 that is 0 until the group has failed.
+        """
+    @property
+    def addresses(self) -> list[int]:
+        """
+        Of each rank's memory, as this device knows it.
         """
 
 class RequestParams:
@@ -479,6 +640,56 @@ class SchedulerStats:
     @property
     def num_waiting(self) -> int: ...
 
+class SchedulerSnapshot:
+    """
+    Who runs, who waits, and whose the KV blocks are, as parallel read-only numpy arrays: those that run first, in their order, then those that wait in theirs.
+    """
+    @property
+    def blocks(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [sum of table_lens]; of all tables, one after the other
+        """
+    @property
+    def is_cached(self) -> numpy.typing.NDArray[numpy.int8]:
+        """
+        int8 [num_blocks + 1]; findable in the prefix cache
+        """
+    @property
+    def num_computed(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]; tokens whose KV entries exist or are being computed
+        """
+    @property
+    def num_owners(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [num_blocks + 1], by block id
+        """
+    @property
+    def output_lens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]
+        """
+    @property
+    def phases(self) -> numpy.typing.NDArray[numpy.int8]:
+        """
+        int8 [n]; 0 waiting, 1 running, 2 preempted
+        """
+    @property
+    def prompt_lens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]
+        """
+    @property
+    def request_ids(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64 [n]
+        """
+    @property
+    def table_lens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [n]; blocks of each request
+        """
+
 class Scheduler:
     """
     Plans steps and keeps the KV blocks. submit, abort, stop, reset_prefix_cache and wake may be called from any thread, the rest from one at a time.
@@ -516,6 +727,10 @@ class Scheduler:
     def schedule(self) -> int:
         """
         Tells the time, then plans the next step; the index of the buffer written, or -1: nothing can run now.
+        """
+    def snapshot(self) -> SchedulerSnapshot:
+        """
+        For people to look at; takes time for every block.
         """
     def stats(self) -> SchedulerStats: ...
     def stop(

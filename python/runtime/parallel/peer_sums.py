@@ -13,7 +13,7 @@ from ..kernels.peer_memory import PeerMemory
 from ..log import get_logger
 
 # By number of ranks: bytes of x up to which its sum goes one-shot, and up to which two-shot. Larger ones, and those of
-# more ranks, are NCCL's. Between two ranks both ways move the same bytes.
+# more ranks, are NCCL's. Of two ranks as measured (docs/benchmarks/allreduce.jsonl), of more not yet.
 LIMITS = {2: (4 << 20, 4 << 20), 4: (256 << 10, 4 << 20), 8: (128 << 10, 2 << 20)}
 ALIGNMENT = 16  # bytes of a row: what a thread reads at once
 
