@@ -44,10 +44,12 @@ part_tests() {
   run tests-start 240 python3 -m pytest -q -m gpu --tb=short -p no:cacheprovider tests/python/test_start_gpu.py
 }
 part_ranks() { # groups of processes, one GPU each
+  local size
+  size=$(python3 -c 'import torch; print(torch.cuda.device_count())')
   run ranks 300 python3 -m pytest -q -m gpu --tb=short -p no:cacheprovider tests/python/test_tp_group.py \
     tests/models/test_tensor_parallel.py tests/python/test_ranks_gpu.py
-  run allreduce 240 python3 -m runtime bench allreduce --ranks "$(python3 -c 'import torch; print(torch.cuda.device_count())')" \
-    --json --append "$out/bench.jsonl"
+  run allreduce 240 python3 -m runtime bench allreduce --ranks "$size" --json --append "$out/bench.jsonl"
+  suite llama-3.1-8b startup,decode_b1,decode_b64,decode_b256,prefill_16x4096,mixed_256 --tensor-parallel-size "$size"
 }
 part_tune() {
   run tune $((minutes * 60 + 60)) python3 tools/tune_kernels.py --out "$out" --minutes "$minutes"
