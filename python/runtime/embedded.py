@@ -142,7 +142,7 @@ class _Outlet:
             logprobs = completion.raw_logprobs[reader.num_tokens - len(token_ids) : reader.num_tokens]
         elif handle.is_score:
             token_ids = handle.prompt_token_ids[handle.options.score_start :]
-            logprobs = [([token_id], [score]) for token_id, score in zip(token_ids, completion.scores)]
+            logprobs = [([token_id], values[:1]) for token_id, (_, values) in zip(token_ids, completion.scores)]
         stop = completion.stop_reason if reason is not None else None
         self._mailbox.push(
             self._request_id,

@@ -100,7 +100,7 @@ class Engine:
     @property
     def busy_s(self) -> float:
         """Seconds since the newest step was launched; 0 while nothing runs. Waits for nothing."""
-        return 0.0 if (since := self._busy_since) is None else time.monotonic() - since
+        return 0.0 if (since := self._watchdog.busy_since) is None else time.monotonic() - since
 
     def submit(
         self,
