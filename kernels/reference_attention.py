@@ -156,6 +156,9 @@ def context_attention(
     scoring = _Scoring(sm_scale, None, sliding_window, soft_cap)
     starts, lengths = b_start_loc.tolist(), b_seq_len.tolist()
     for i, length in enumerate(lengths):
+        if length == 0:
+            out[starts[i] : starts[i + 1]] = 0.0
+            continue
         blocks = b_loc[b_row[i], : -(-length // k_cache.shape[2])].unsqueeze(0)
         k, v = _gather(k_cache, blocks, length), _gather(v_cache, blocks, length)
         first, last = starts[i], starts[i + 1]

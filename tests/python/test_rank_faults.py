@@ -253,7 +253,9 @@ def test_no_rank_outlives_rank_0(tiny_llama):
 
 def test_ctrl_c_is_for_rank_0_alone(tiny_llama):
     script = (
+        "import signal\n"
         "from runtime import LLM, SamplingParams\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background starts without
         f"llm = LLM({str(tiny_llama)!r}, device='cpu', tensor_parallel_size=2)\n"
         "try:\n"
         "    print('ready', flush=True)\n"

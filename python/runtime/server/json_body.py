@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -13,6 +15,7 @@ from runtime.server.http_errors import HttpError
 
 MAX_DEPTH = 64
 _SMALL_BYTES = 64 << 10  # parsed on the event loop
+_DISCARD_S = 0.5
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -39,21 +42,36 @@ async def read_object(request: Request, *, max_bytes: int, timeout_s: float) -> 
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
-    # the rest of a body that is too large is not read: the connection ends with the answer
     message = f"the body has more than {max_bytes} bytes"
     too_large = HttpError(413, message, "body_too_large", headers={"connection": "close"})
     length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > max_bytes:
-        raise too_large
-    body = bytearray()
+    body, stream = bytearray(), request.stream()
     try:
-        async for chunk in request.stream():
+        if length.isdecimal() and int(length) > max_bytes:
+            await _discard(stream, max_bytes)
+            raise too_large
+        async for chunk in stream:
             body += chunk
             if len(body) > max_bytes:
+                await _discard(stream, max_bytes)
                 raise too_large
     except ClientDisconnect:
         raise HttpError(400, "the client went away", "client_disconnected") from None
     return bytes(body)
+
+
+async def _discard(stream: AsyncIterator[bytes], num_bytes: int) -> None:
+    """Some of a body that is refused: the end of a connection with unread bytes costs the client its answer."""
+
+    async def read() -> None:
+        left = num_bytes
+        async for chunk in stream:
+            left -= len(chunk)
+            if left < 0:
+                return
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(read(), _DISCARD_S)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
