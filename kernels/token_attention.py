@@ -164,6 +164,16 @@ def _token_attention_kernel(
         gdc_wait()
         gdc_launch_dependents()
 
+    if not RAGGED:  # zeros for padding, first of all by the programs that have the least to do
+        row = tl.num_programs(0) - 1 - program
+        while row < batch:
+            if tl.load(b_seq_len_ptr + row) == 0:
+                for head in range(num_kv_heads):
+                    out_ptrs = out_ptr + row.to(tl.int64) * out_stride_token + dims[None, :]
+                    out_ptrs += (head * GROUP + group)[:, None] * out_stride_head
+                    tl.store(out_ptrs, tl.zeros([ROWS, DIM], out_ptr.dtype.element_ty), mask=q_mask)
+            row += tl.num_programs(0)
+
     while unit < stop:
         row, seq_len, first_unit, head, pair_start, pair_stop = _locate(
             unit, ends, b_seq_len_ptr, sliding_window, HAS_WINDOW, UNIT, PAIR_UNITS
@@ -239,15 +249,6 @@ def _token_attention_kernel(
                     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=out_mask)
                     tl.store(counter_ptr + row * num_kv_heads + head, 0)
         unit = run_stop
-    if not RAGGED:  # padding
-        row = program
-        while row < batch:
-            if tl.load(b_seq_len_ptr + row) == 0:
-                for head in range(num_kv_heads):
-                    out_ptrs = out_ptr + row.to(tl.int64) * out_stride_token + dims[None, :]
-                    out_ptrs += (head * GROUP + group)[:, None] * out_stride_head
-                    tl.store(out_ptrs, tl.zeros([ROWS, DIM], out_ptr.dtype.element_ty), mask=q_mask)
-            row += tl.num_programs(0)
 
 
 def launch_token_attention(
@@ -297,7 +298,7 @@ def launch_token_attention(
         RAGGED=b_start_loc is not None,
         ROWS=max(16, reduce_rows),
         REDUCE_ROWS=reduce_rows,
-        REDUCE_PARTS=max(1, min(16, 8192 // (reduce_rows * dim))),
+        REDUCE_PARTS=max(1, min(16, 64 // reduce_rows, 8192 // (reduce_rows * dim))),
         BATCH_TILE=batch_tile(batch),
         KEY_TILE=key_tile,
         UNIT=unit,

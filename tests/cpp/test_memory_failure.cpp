@@ -182,5 +182,16 @@ TEST(MemoryFailureTest, AtEveryAllocationWhileRecording) {
   SweepAll(WithTier(), log.path());
 }
 
+TEST(MemoryFailureTest, ASnapshotThatFailsChangesNothing) {
+  Serving serving(Config(), 20);
+  serving.Submit(1, Prompt(8, 10), Greedy(4));
+  serving.Step();
+  std::int64_t k = 1;
+  while (!Sweep(k).Completes([&] { (void)serving.scheduler().Snapshot(); })) ++k;
+  EXPECT_GT(k, 5);
+  while (serving.Step()) continue;
+  EXPECT_EQ(serving.scheduler().stats().num_free_blocks, 20);
+}
+
 }  // namespace
 }  // namespace runtime::testing
