@@ -15,7 +15,7 @@ from runtime.server.http_errors import HttpError
 
 MAX_DEPTH = 64
 _SMALL_BYTES = 64 << 10  # parsed on the event loop
-_DISCARD_S = 0.5
+_DISCARD_BYTES, _DISCARD_S = 16 << 20, 0.5  # of a body that is refused
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -31,46 +31,52 @@ async def read_object(request: Request, *, max_bytes: int, timeout_s: float) -> 
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type != "application/json":
         raise HttpError(415, f"content-type is {content_type!r}: must be application/json", "unsupported_media_type")
+    stream = request.stream()
     try:
-        body = await asyncio.wait_for(_read_body(request, max_bytes), timeout_s)
+        body = await asyncio.wait_for(_read_body(stream, _length_of(request), max_bytes), timeout_s)
     except asyncio.TimeoutError:
         message = f"the body did not arrive within {timeout_s} s"
         raise HttpError(408, message, "body_timeout", headers={"connection": "close"}) from None
+    except ClientDisconnect:
+        raise HttpError(400, "the client went away", "client_disconnected") from None
+    if body is None:
+        await _discard(stream)
+        message = f"the body has more than {max_bytes} bytes"
+        raise HttpError(413, message, "body_too_large", headers={"connection": "close"})
     if len(body) <= _SMALL_BYTES:
         return parse_object(body)
     return await asyncio.to_thread(parse_object, body)
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    message = f"the body has more than {max_bytes} bytes"
-    too_large = HttpError(413, message, "body_too_large", headers={"connection": "close"})
+def _length_of(request: Request) -> int:
+    """As announced; 0: it is not."""
     length = request.headers.get("content-length", "0")
-    body, stream = bytearray(), request.stream()
-    try:
-        if length.isdecimal() and int(length) > max_bytes:
-            await _discard(stream, max_bytes)
-            raise too_large
-        async for chunk in stream:
-            body += chunk
-            if len(body) > max_bytes:
-                await _discard(stream, max_bytes)
-                raise too_large
-    except ClientDisconnect:
-        raise HttpError(400, "the client went away", "client_disconnected") from None
+    return int(length[:18]) if length.isdecimal() else 0  # more digits are too many anyway
+
+
+async def _read_body(stream: AsyncIterator[bytes], length: int, max_bytes: int) -> bytes | None:
+    """None: it is too large, and not read to its end."""
+    if length > max_bytes:
+        return None
+    body = bytearray()
+    async for chunk in stream:
+        body += chunk
+        if len(body) > max_bytes:
+            return None
     return bytes(body)
 
 
-async def _discard(stream: AsyncIterator[bytes], num_bytes: int) -> None:
-    """Some of a body that is refused: the end of a connection with unread bytes costs the client its answer."""
+async def _discard(stream: AsyncIterator[bytes]) -> None:
+    """The rest of a body, within bounds: the end of a connection with unread bytes costs the client its answer."""
 
     async def read() -> None:
-        left = num_bytes
+        left = _DISCARD_BYTES
         async for chunk in stream:
             left -= len(chunk)
             if left < 0:
                 return
 
-    with contextlib.suppress(asyncio.TimeoutError):
+    with contextlib.suppress(asyncio.TimeoutError, ClientDisconnect):
         await asyncio.wait_for(read(), _DISCARD_S)
 
 
