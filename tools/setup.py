@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"set-up: python3 is {sys.version.split()[0]}; 3.10 or newer is needed", file=sys.stderr)
         return 1
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--group", dest="groups", action="append", default=[], choices=["test", "lint"])
+    parser.add_argument("--group", dest="groups", action="append", default=[], choices=["test", "lint", "server"])
     arguments = parser.parse_args(argv)
     venv = Path(os.environ.get("VENV_DIR") or ROOT / ".venv").resolve()
     try:
