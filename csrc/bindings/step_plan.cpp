@@ -33,6 +33,7 @@ void BindStepPlan(py::module_& m) {
   constant("HEADER_FREED_ROWS", plan::kHeaderFreedRows);
   constant("HEADER_NUM_WORDS", plan::kHeaderNumWords);
   constant("HEADER_FLAGS", plan::kHeaderFlags);
+  constant("HEADER_REPEATED_TOKENS", plan::kHeaderRepeatedTokens);
   constant("STEP_GREEDY_ONLY", plan::kStepGreedyOnly);
   constant("ROW_WORDS", plan::kRowWords);
   constant("ROW_SAMPLE", plan::kRowSample);

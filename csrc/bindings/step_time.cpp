@@ -20,14 +20,15 @@ StepFeatures Features(const py::array_t<std::int32_t, py::array::c_style>& plan)
 
 StepTimeModel MakeModel(
     const std::vector<std::tuple<std::int32_t, double, double, double>>& buckets,
-    std::int32_t max_graph_rows, double decode_tile_s, double prefill_tile_s, double host_s,
-    double row_s) {
+    std::int32_t max_graph_rows, double decode_tile_s, double repeated_tile_share,
+    double prefill_tile_s, double host_s, double row_s) {
   StepTimeModel model;
   for (const auto& [tokens, launch, gemm, collective] : buckets) {
     model.buckets.push_back({tokens, launch, gemm, collective});
   }
   model.max_graph_rows = max_graph_rows;
   model.decode_tile_s = decode_tile_s;
+  model.repeated_tile_share = repeated_tile_share;
   model.prefill_tile_s = prefill_tile_s;
   model.host_s = host_s;
   model.row_s = row_s;
@@ -40,11 +41,12 @@ StepTimeModel MakeModel(
 void BindStepTime(py::module_& m) {
   py::class_<StepFeatures>(m, "StepFeatures", "What a step does, as far as its time depends on it.")
       .def(py::init([](std::int32_t rows, std::int32_t decode_rows, std::int32_t tokens,
-                       double decode_tiles, double prefill_tiles) {
-             return StepFeatures{rows, decode_rows, tokens, decode_tiles, prefill_tiles};
+                       double decode_tiles, double prefill_tiles, double repeated_tiles) {
+             return StepFeatures{rows,         decode_rows,   tokens,
+                                 decode_tiles, prefill_tiles, repeated_tiles};
            }),
            "num_rows"_a, "num_decode_rows"_a, "num_tokens"_a, "num_decode_tiles"_a,
-           "num_prefill_tiles"_a)
+           "num_prefill_tiles"_a, "num_repeated_tiles"_a = 0.0)
       .def_readonly("num_rows", &StepFeatures::num_rows)
       .def_readonly("num_decode_rows", &StepFeatures::num_decode_rows)
       .def_readonly("num_tokens", &StepFeatures::num_tokens)
@@ -52,13 +54,16 @@ void BindStepTime(py::module_& m) {
                     "tiles of TILE_LEN tokens of context by one query")
       .def_readonly("num_prefill_tiles", &StepFeatures::num_prefill_tiles,
                     "tiles of TILE_LEN tokens of context by TILE_LEN queries")
+      .def_readonly("num_repeated_tiles", &StepFeatures::num_repeated_tiles,
+                    "of num_decode_tiles, those that another row reads as well")
       .attr("TILE_LEN") = StepFeatures::kTileLen;
   m.def("step_features", &Features, "plan"_a, "Of a plan that a Scheduler wrote, int32 words.");
   py::class_<StepTimeModel>(m, "StepTimeModel",
                             "Seconds of a step: t0(bucket) + gemm(bucket) + attention(sum of "
                             "tiles) + collectives(bucket) + host. Raises ConfigError.")
       .def(py::init(&MakeModel), py::kw_only(), "buckets"_a, "max_graph_rows"_a = 0,
-           "decode_tile_s"_a = 0.0, "prefill_tile_s"_a = 0.0, "host_s"_a = 0.0, "row_s"_a = 0.0)
+           "decode_tile_s"_a = 0.0, "repeated_tile_share"_a = 1.0, "prefill_tile_s"_a = 0.0,
+           "host_s"_a = 0.0, "row_s"_a = 0.0)
       .def(
           "seconds",
           [](const StepTimeModel& self, const StepFeatures& f) { return self.Of(f).total(); },

@@ -54,6 +54,11 @@ StepFeatures FeaturesOf(std::span<const std::int32_t> plan) {
       features.AddPrefill(row[1], row[2]);
     }
   }
+  if (num_rows == 0) return features;
+  // prompts that are still computed hold their part of it too
+  const double repeated = plan[step_plan::kHeaderRepeatedTokens] / kTile;
+  features.num_repeated_tiles =
+      std::min(repeated * features.num_decode_rows / num_rows, features.num_decode_tiles);
   return features;
 }
 
@@ -69,8 +74,10 @@ StepTime StepTimeModel::Of(const StepFeatures& features) const {
     const auto high = std::min(above, buckets.end() - 1);
     bucket = Interpolate(*(high - 1), *high, tokens);
   }
+  const double decode_tiles =
+      features.num_decode_tiles - (1.0 - repeated_tile_share) * features.num_repeated_tiles;
   const double attention =
-      decode_tile_s * features.num_decode_tiles + prefill_tile_s * features.num_prefill_tiles;
+      decode_tile_s * decode_tiles + prefill_tile_s * features.num_prefill_tiles;
   return {bucket.launch_s, bucket.gemm_s, attention, bucket.collective_s,
           host_s + row_s * features.num_rows};
 }
@@ -93,6 +100,8 @@ void StepTimeModel::Validate() const {
   }
   require_seconds("decode_tile_s", decode_tile_s);
   require_seconds("prefill_tile_s", prefill_tile_s);
+  RequireSetting(repeated_tile_share >= 0.0 && repeated_tile_share <= 1.0, "repeated_tile_share",
+                 repeated_tile_share, "between 0 and 1");
   require_seconds("host_s", host_s);
   require_seconds("row_s", row_s);
 }

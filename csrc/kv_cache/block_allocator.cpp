@@ -1,5 +1,6 @@
 #include "runtime/block_allocator.h"
 
+#include <algorithm>
 #include <bit>
 #include <string>
 #include <utility>
@@ -93,6 +94,7 @@ void BlockAllocator::AddOwner(BlockId block) {
   Slot& shared = slot(block);
   Ensure(shared.num_owners > 0 || shared.content != 0, "a shared block is owned or cached");
   num_shared_ += ++shared.num_owners == 2;
+  num_repeats_ += shared.num_owners > 1;
   if (shared.num_owners > 1) return;
   Dequeue(block);
   if (listener_ != nullptr) listener_->OnShare(block);
@@ -101,6 +103,7 @@ void BlockAllocator::AddOwner(BlockId block) {
 void BlockAllocator::RemoveOwner(BlockId block) {
   Slot& owned = slot(block);
   Ensure(owned.num_owners > 0, "a block is released once by each owner");
+  num_repeats_ -= owned.num_owners > 1;
   num_shared_ -= --owned.num_owners == 1;
   if (owned.num_owners > 0) return;
   const bool is_cached = owned.content != 0;
@@ -134,12 +137,14 @@ void BlockAllocator::CloseHoles() {
 }
 
 void BlockAllocator::Check() const {
-  std::int32_t num_unowned = 0, num_shared = 0;
+  std::int32_t num_unowned = 0, num_shared = 0, num_repeats = 0;
   for (BlockId block = 1; block <= num_blocks_; ++block) {
     num_unowned += num_owners(block) == 0;
     num_shared += num_owners(block) > 1;
+    num_repeats += std::max(num_owners(block) - 1, 0);
   }
   Hold(num_shared == num_shared_, "blocks with several owners are counted");
+  Hold(num_repeats == num_repeats_, "owners beyond the first of each block are counted");
   std::int32_t num_listed = 0;
   for (std::uint32_t place = front_; place != back_; ++place) {
     const BlockId block = queued(place);

@@ -63,6 +63,8 @@ class KvPool {
   std::int32_t num_cached() const { return cache_.device().num_resident(); }
   std::int64_t num_evicted() const { return cache_.device().num_evicted(); }
   std::int32_t num_reserved() const { return num_reserved_; }
+  // Tokens that shares hold together, once for each holder but one.
+  std::int32_t num_repeated_tokens() const { return allocator_.num_repeats() * block_size(); }
   std::int32_t watermark() const { return watermark_; }
   // Free blocks that are not set aside for anyone.
   std::int32_t num_available() const { return allocator_.num_free() - num_reserved_; }

@@ -14,7 +14,7 @@
 namespace runtime::event_log {
 
 // Of the file. Raised by every change of what is below.
-inline constexpr std::uint32_t kVersion = 3;
+inline constexpr std::uint32_t kVersion = 4;
 
 enum class Kind : std::int64_t {
   kHeader = 0,
@@ -104,6 +104,7 @@ struct Header {
     for (const Bucket& bucket : buckets) model.buckets.push_back(bucket.of);
     io(model.max_graph_rows);
     io(model.decode_tile_s);
+    io(model.repeated_tile_share);
     io(model.prefill_tile_s);
     io(model.host_s);
     io(model.row_s);

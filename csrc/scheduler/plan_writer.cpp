@@ -112,7 +112,8 @@ void PlanWriter::Write(std::int32_t step, const StepDraft& draft, std::span<std:
   }
   header.Put(end.offset());
   header.Put(greedy_only_ ? plan::kStepGreedyOnly : 0);
-  header.PutZeros(2);
+  header.Put(draft.num_repeated_tokens);
+  header.PutZeros(1);
 
   const auto words = buffer.first(static_cast<std::size_t>(end.offset()));
   decision_hash_ = PlanHash(decision_hash_, words);

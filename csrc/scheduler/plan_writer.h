@@ -37,6 +37,7 @@ struct StepDraft {
   std::vector<std::int32_t> freed_rows;  // kept until a plan has carried them
   std::int32_t num_tokens = 0;
   std::int32_t num_list_words = 0;  // of the new rows
+  std::int32_t num_repeated_tokens = 0;
   std::vector<RequestId> started;
 
   bool has_rows() const { return !decode_rows.empty() || !prefill_rows.empty(); }

@@ -228,6 +228,7 @@ void Scheduler::Core::Start(Request& request) {
 void Scheduler::Core::Launch() {
   ++step_;
   const auto step = static_cast<std::int32_t>(step_ & 0x7fffffff);
+  draft_.num_repeated_tokens = kv_.num_repeated_tokens();
   writer_.Write(step, draft_, buffers_[static_cast<std::size_t>(next_buffer_)]);
   if (draft_.has_rows()) draft_.freed_rows.clear();
   InFlightStep& flight = steps_[static_cast<std::size_t>((oldest_ + num_in_flight_) % 2)];

@@ -450,6 +450,7 @@ class StepFeatures:
         num_tokens: typing.SupportsInt | typing.SupportsIndex,
         num_decode_tiles: typing.SupportsFloat | typing.SupportsIndex,
         num_prefill_tiles: typing.SupportsFloat | typing.SupportsIndex,
+        num_repeated_tiles: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     ) -> None: ...
     @property
     def num_decode_rows(self) -> int: ...
@@ -462,6 +463,11 @@ class StepFeatures:
     def num_prefill_tiles(self) -> float:
         """
         tiles of TILE_LEN tokens of context by TILE_LEN queries
+        """
+    @property
+    def num_repeated_tiles(self) -> float:
+        """
+        of num_decode_tiles, those that another row reads as well
         """
     @property
     def num_rows(self) -> int: ...
@@ -485,6 +491,7 @@ class StepTimeModel:
         ],
         max_graph_rows: typing.SupportsInt | typing.SupportsIndex = 0,
         decode_tile_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        repeated_tile_share: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         prefill_tile_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         host_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         row_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
@@ -995,6 +1002,7 @@ class step_plan:
     HEADER_NUM_ROWS: typing.ClassVar[int] = 4
     HEADER_NUM_TOKENS: typing.ClassVar[int] = 6
     HEADER_NUM_WORDS: typing.ClassVar[int] = 20
+    HEADER_REPEATED_TOKENS: typing.ClassVar[int] = 22
     HEADER_ROWS: typing.ClassVar[int] = 8
     HEADER_STEP: typing.ClassVar[int] = 1
     HEADER_TOKENS: typing.ClassVar[int] = 10

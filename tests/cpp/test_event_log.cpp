@@ -289,7 +289,7 @@ TEST_F(EventLogTest, AnotherVersionAndOtherFilesAreRefused) {
   bytes[8] = 1;
   log_.Write(bytes);
   EXPECT_EQ(Refusal([&] { Replay(log_.path()); }),
-            log_.path() + " is an event log of version 1: this runtime reads version 3");
+            log_.path() + " is an event log of version 1: this runtime reads version 4");
   log_.Write("{\"version\": 1}");
   EXPECT_EQ(Refusal([&] { Replay(log_.path()); }),
             log_.path() + " is no event log: it does not begin with 'rt-event' and a version");

@@ -47,17 +47,22 @@ TEST(StepTimeTest, AttentionIsTheSumOfTiles) {
   plan[step_plan::kHeaderNumRows] = 3;
   plan[step_plan::kHeaderNumDecodeRows] = 2;
   plan[step_plan::kHeaderNumTokens] = 202;
+  plan[step_plan::kHeaderRepeatedTokens] = 96;  // a third of it the prefill row's
   plan[step_plan::kHeaderRows] = step_plan::kHeaderWords;
   plan.insert(plan.end(), {0, 127, 1, 1, 1, 128, 1, 1, 2, 128, 200, 3});
   const StepFeatures features = FeaturesOf(plan);
   EXPECT_DOUBLE_EQ(features.num_decode_tiles, (128 + 129) / 128.0);
   EXPECT_DOUBLE_EQ(features.num_prefill_tiles, 200 * (129 + 328) / 2.0 / (128 * 128));
+  EXPECT_DOUBLE_EQ(features.num_repeated_tiles, 64 / 128.0);
   StepTimeModel model;
   model.buckets = {{1, 0.0, 0.0, 0.0}};
   model.decode_tile_s = 0.5;
   model.prefill_tile_s = 2.0;
   EXPECT_DOUBLE_EQ(model.Of(features).total(),
                    features.num_decode_tiles * 0.5 + features.num_prefill_tiles * 2.0);
+  model.repeated_tile_share = 0.25;
+  EXPECT_DOUBLE_EQ(model.Of(features).total(), (features.num_decode_tiles - 0.75 * 0.5) * 0.5 +
+                                                   features.num_prefill_tiles * 2.0);
 }
 
 TEST(SimulateTest, OneRequestTakesItsSteps) {

@@ -73,6 +73,20 @@ TEST_F(StepPlanTest, LastChunkDecodeAndFreedRow) {
   EXPECT_EQ(Section(18, 1), Words{});
 }
 
+TEST_F(StepPlanTest, TokensThatRequestsHoldTogetherAreCountedForAllButOne) {
+  Serving serving(Config(), 10);
+  const std::vector<TokenId> prompt{1, 2, 3, 4, 5, 6, 7, 8, 9};
+  serving.Submit(5, prompt, {.temperature = 0, .max_tokens = 9});
+  serving.Step();
+  serving.Step();
+  EXPECT_EQ(serving.last_plan()[plan::kHeaderRepeatedTokens], 0);
+  serving.Submit(6, prompt, {.temperature = 0, .max_tokens = 2});
+  serving.Step();
+  EXPECT_EQ(serving.last_plan()[plan::kHeaderRepeatedTokens], 8);  // two blocks of four
+  for (int i = 0; i < 2; ++i) serving.Step();
+  EXPECT_EQ(serving.last_plan()[plan::kHeaderRepeatedTokens], 0);
+}
+
 TEST_F(StepPlanTest, NewRowCarriesEveryNumber) {
   RequestNumbers numbers{.temperature = 0.5,
                          .top_p = 0.25,

@@ -13,20 +13,27 @@ from runtime.bench import suite
 from runtime.bench.latency import StepClock
 from runtime.bench.report import append_row
 from runtime.bench.scenarios import LATENCY, OFFLINE, Offline, Request, Scenario, fit, offline_prompts, requests_of
+from runtime.bench.simulation import predict
 from runtime.cli.main import main
 from runtime.kernels import step_plan as sp
-from runtime.simulation import StepLog, fit_step_times
+from runtime.simulation import StepLog, calibrate, fit_step_times, tile_tokens
+from runtime.simulation.calibration import FEATURES
 
 LLAMA_8B = Path(__file__).parents[2] / "docs" / "benchmarks" / "configs" / "llama-3.1-8b"
 NUM_BLOCKS, BLOCK_SIZE, NUM_TOKENS = 6400, 64, 8192
 
 
-def true_seconds(plan):
-    """An 8B model at 3 TB/s and 600 TFLOP/s, by each row's own context; the simulator only sees sums of tiles."""
+def true_seconds(plan, num_repeated=0):
+    """An 8B model at 3 TB/s and 600 TFLOP/s, by each row's own context; the simulator only sees sums of tiles.
+
+    Args:
+        num_repeated: tokens of context that a row reads after another, from a cache at 10 TB/s.
+    """
     rows = plan[plan[sp.ROWS] :][: plan[sp.NUM_ROWS] * sp.ROW_WORDS].reshape(-1, sp.ROW_WORDS).astype(float)
     context, new = rows[:, 1], rows[:, 2]
     is_decode = np.arange(len(rows)) < plan[sp.NUM_DECODE_ROWS]
-    kv_s = (context + 1)[is_decode].sum() * 131072 / 3e12
+    num_read = (context + 1)[is_decode].sum() - num_repeated
+    kv_s = 131072 * (num_read / 3e12 + num_repeated / 10e12)
     pairs = (new * context + new * (new + 1) / 2)[~is_decode].sum()
     products_s = max(15.0e9 / 3e12, new.sum() * 14.0e9 / 600e12)
     return 3e-4 + products_s + kv_s + pairs * 4 * 4096 * 32 / 450e12 + 2e-6 * len(rows)
@@ -35,9 +42,10 @@ def true_seconds(plan):
 class VirtualEngine:
     """The scheduler, driven as an engine does with two steps in flight, over a device that takes `true_seconds`."""
 
-    def __init__(self, scenario, log=None, noise=0.0):
+    def __init__(self, scenario, log=None, noise=0.0, has_cache=False):
         self.requests, self.log, self.scenario = requests_of(scenario), log, scenario
         self.rng, self.noise = np.random.default_rng(5), noise
+        self.tables = {} if has_cache else None  # row -> block of each index
         limits = fit(self.requests)
         self.settings = {**limits, "block_size": BLOCK_SIZE, "num_blocks": NUM_BLOCKS, "num_steps_in_flight": 2}
         self.settings["max_num_batched_tokens"] = NUM_TOKENS
@@ -57,7 +65,8 @@ class VirtualEngine:
         while True:
             while len(in_flight) < 2 and (buffer := self.scheduler.schedule()) >= 0:
                 plan = self.plans[buffer]
-                seconds = true_seconds(plan) * (1 + self.noise * abs(self.rng.standard_normal()))
+                slower = 1 + self.noise * abs(self.rng.standard_normal())
+                seconds = true_seconds(plan, self.num_repeated(plan)) * slower
                 if self.log is not None:
                     self.log.add(plan, seconds, scenario=self.scenario)
                 step += 1
@@ -68,6 +77,19 @@ class VirtualEngine:
             now += seconds
             for request_id in self.scheduler.update(number, np.full(num_rows, 7, dtype=np.int32)).request_ids.tolist():
                 first.setdefault(request_id, now)
+
+    def num_repeated(self, plan):
+        """Tokens of KV that the decode rows read after another row, counted block by block."""
+        if self.tables is None:
+            return 0
+        at, count = plan[sp.NEW_BLOCKS : sp.NEW_BLOCKS + 2]
+        for row, index, block in plan[at:][: 3 * count].reshape(-1, 3).tolist():
+            table = self.tables.setdefault(row, [])
+            del table[index:]
+            table.append(block)
+        rows = plan[plan[sp.ROWS] :][: plan[sp.NUM_DECODE_ROWS] * sp.ROW_WORDS : sp.ROW_WORDS].tolist()
+        read = [block for row in rows for block in self.tables[row]]
+        return (len(read) - len(set(read))) * BLOCK_SIZE
 
 
 def nearest_rank(values, percent):
@@ -109,6 +131,19 @@ class TestPrediction:
             assert abs(row["error_pct"]) < 3 and abs(row["ttft_error_pct"]) < 3
             assert row["s"] == pytest.approx(row["measured_s"] * (1 + row["error_pct"] / 100), rel=1e-3)
         assert rows[0]["step_times"].startswith("decode_b64, fixed_1024: 811 steps")
+
+    def test_what_rows_read_together_is_counted(self, virtual):
+        """On a device whose cache gives a prefix that all rows have to the second of them at 10 TB/s."""
+        engine = VirtualEngine("prefix_512", has_cache=True)
+        seconds, ttft_s = engine.run()
+
+        def error(share):
+            times = calibrate(virtual / "steps.jsonl", tile_tokens=tile_tokens(LLAMA_8B), repeated_tile_share=share)
+            figures = predict("prefix_512", times, engine.settings).figures
+            return figures["duration_s"] / seconds - 1, figures["ttft_ms"]["p99"] / (1e3 * nearest_rank(ttft_s, 99)) - 1
+
+        assert error(1.0)[0] > 0.1
+        assert np.abs(error(0.3)).max() < 0.03
 
     def test_what_was_not_measured_is_refused(self, virtual, tmp_path, capsys):
         log, rows = virtual / "steps.jsonl", virtual / "rows.jsonl"
@@ -207,10 +242,7 @@ class TestFit:
             # prompts of 1024 alone: attention grows as the tokens do
             tiles = tokens / 1024 * 32
             seconds = (0.005 + tokens * 24e-6) * float(np.exp(noise * rng.standard_normal()))
-            features = [tokens // 1024, 0, tokens, 0, tiles]
-            yield dict(
-                zip(("num_rows", "num_decode_rows", "num_tokens", "num_decode_tiles", "num_prefill_tiles"), features)
-            ) | {"seconds": seconds}
+            yield dict(zip(FEATURES, [tokens // 1024, 0, tokens, 0, tiles, 0])) | {"seconds": seconds}
 
     def test_the_sum_of_scattered_times_is_kept(self):
         steps = list(self.steps(noise=0.3))

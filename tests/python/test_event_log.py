@@ -70,9 +70,9 @@ def test_a_simulation_replays_and_a_difference_names_its_step(tmp_path, capsys):
     "content, sentence",
     [
         (b"", "is no event log: it does not begin with 'rt-event' and a version"),
-        (b"rt-event\x07\0\0\0", "is an event log of version 7: this runtime reads version 3 (replay it with the"),
-        (b"rt-event\x03\0\0\0", "there is no header"),
-        (b"rt-event\x03\0\0\0\x05\0\0\0" + 13 * b"x", "is corrupted: the checksum of the 5 bytes of the frame at byte"),
+        (b"rt-event\x07\0\0\0", "is an event log of version 7: this runtime reads version 4 (replay it with the"),
+        (b"rt-event\x04\0\0\0", "there is no header"),
+        (b"rt-event\x04\0\0\0\x05\0\0\0" + 13 * b"x", "is corrupted: the checksum of the 5 bytes of the frame at byte"),
     ],
 )
 def test_files_that_are_no_log_are_refused(tmp_path, content, sentence):

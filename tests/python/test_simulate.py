@@ -104,6 +104,7 @@ class TestCalibration:
                 num_tokens=decodes + prompt + 1,
                 num_decode_tiles=decodes * int(rng.integers(1, 60)),
                 num_prefill_tiles=(prompt // 128 + 1) * 16,
+                num_repeated_tiles=0,
             )
             steps.append(features | {"seconds": truth.seconds(_core.StepFeatures(**features))})
         fitted = fit_step_times(steps).model()
@@ -139,11 +140,12 @@ class TestCalibration:
     @pytest.mark.parametrize(
         "change, sentence",
         [
-            ({"version": 2}, "is a calibration file of version 2: this runtime reads version 1"),
-            ({"version": None}, "is a calibration file without a version: this runtime reads version 1"),
+            ({"version": 1}, "is a calibration file of version 1: this runtime reads version 2"),
+            ({"version": None}, "is a calibration file without a version: this runtime reads version 2"),
             ({"buckets": None}, "no buckets: a calibration file must have them"),
             ({"host_s": -1.0}, "host_s=-1: must be at least 0 seconds"),
-            ({"row_s": "x"}, "row_s='x': must be a number of seconds"),
+            ({"row_s": "x"}, "row_s='x': must be a number"),
+            ({"repeated_tile_share": 1.5}, "repeated_tile_share=1.5: must be between 0 and 1"),
             ({"buckets": [[1, 0.1]]}, "must be lists of one integer and three numbers"),
             ({"buckets": [[4, 0, 0, 0], [2, 0, 0, 0]]}, "num_tokens of a bucket=2: must be above 4"),
             ({"colour": 1}, "unknown field 'colour'"),

@@ -5,7 +5,13 @@ from runtime.kernels import step_plan
 
 # name in _core.step_plan -> name in the kernels, where the prefixes below do not tell
 RENAMED = {"HEADER_FLAGS": "STEP_FLAGS", "NEW_ROW_SEED_LOW": "REC_SEED", "MAX_MASKED_IDS": "MAX_MASKED"}
-NOT_IN_KERNELS = {"HEADER_VERSION", "HEADER_HASH_LOW", "HEADER_HASH_HIGH", "NEW_ROW_SEED_HIGH"}
+NOT_IN_KERNELS = {
+    "HEADER_VERSION",
+    "HEADER_HASH_LOW",
+    "HEADER_HASH_HIGH",
+    "HEADER_REPEATED_TOKENS",
+    "NEW_ROW_SEED_HIGH",
+}
 
 
 def kernel_name(name):

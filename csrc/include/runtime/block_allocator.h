@@ -71,6 +71,8 @@ class BlockAllocator {
   std::int32_t num_free() const { return num_free_; }
   // Blocks with several owners.
   std::int32_t num_shared() const { return num_shared_; }
+  // Owners beyond the first of each block.
+  std::int32_t num_repeats() const { return num_repeats_; }
   std::int32_t num_owners(BlockId block) const { return slot(block).num_owners; }
   bool is_cached(BlockId block) const { return content(block) != 0; }
   // What an index calls that which the block holds; 0: it cannot be found.
@@ -121,6 +123,7 @@ class BlockAllocator {
   std::int32_t num_blocks_;
   std::int32_t num_free_;
   std::int32_t num_shared_ = 0;
+  std::int32_t num_repeats_ = 0;
   std::vector<Slot> slots_;
   std::vector<BlockId> queue_;  // a ring, with room for every block twice; kNoBlock: a hole
   std::uint32_t mask_;

@@ -29,6 +29,7 @@ enum Header : std::int32_t {
   kHeaderFreedRows = 18,
   kHeaderNumWords = 20,
   kHeaderFlags = 21,
+  kHeaderRepeatedTokens = 22,  // of KV that requests hold together, once for each but one of them
 };
 
 // Flags of the step.

@@ -18,6 +18,7 @@ struct StepFeatures {
   std::int32_t num_tokens = 0;
   double num_decode_tiles = 0.0;
   double num_prefill_tiles = 0.0;
+  double num_repeated_tiles = 0.0;  // of num_decode_tiles, those that another row reads as well
 
   // A row whose token follows `num_computed` others.
   void AddDecode(std::int32_t num_computed);
@@ -48,6 +49,9 @@ struct StepTimeModel {
   std::vector<Bucket> buckets;  // of rising num_tokens
   std::int32_t max_graph_rows = 0;
   double decode_tile_s = 0.0;
+  // Of a tile that another row reads as well, and a device finds in its cache; against one that
+  // only one row reads. From 0 to 1.
+  double repeated_tile_share = 1.0;
   double prefill_tile_s = 0.0;
   double host_s = 0.0;
   double row_s = 0.0;  // of the host, for each row

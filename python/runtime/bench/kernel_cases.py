@@ -92,12 +92,17 @@ class KvPool:
         self._next += count
         return self._order[self._next - count : self._next]
 
-    def inputs(self, num_new: Sequence[int], seq_lens: Sequence[int]) -> AttentionInputs:
-        """Row i has num_new[i] new tokens at the end of seq_lens[i] tokens of context."""
+    def inputs(self, num_new: Sequence[int], seq_lens: Sequence[int], num_shared: int = 0) -> AttentionInputs:
+        """Row i has num_new[i] new tokens at the end of seq_lens[i] tokens of context.
+
+        Args:
+            num_shared: first tokens of the context that all rows have in common, whole blocks.
+        """
         counts = [-(-length // self.block_size) for length in seq_lens]
         b_loc = torch.zeros(len(seq_lens), max(counts), dtype=torch.int32, device=self.device)
+        shared = self._take(num_shared // self.block_size)
         for row, count in enumerate(counts):
-            b_loc[row, :count] = self._take(count)
+            b_loc[row, :count] = torch.cat([shared, self._take(count - len(shared))])
         starts = [0, *itertools.accumulate(num_new)]
         b_row, b_start_loc, b_seq_len = (
             torch.tensor(values, dtype=torch.int32, device=self.device)

@@ -64,6 +64,10 @@ TOKEN_CASES: dict[str, list[int]] = {
     "b64 skewed": _skewed_lengths(64),
 }
 
+# rows of the second case share their first tokens, as after a common prompt
+NUM_SHARED = 2048
+SHARED_CASES = {"b256 x 2304": 0, f"b256 x 2304, {NUM_SHARED} of them shared": NUM_SHARED}
+
 CONTEXT_CASES: dict[str, tuple[list[int], list[int]]] = {
     "2 x 4096": ([4096] * 2, [4096] * 2),
     "1 x 4096": ([4096], [4096]),
@@ -83,17 +87,32 @@ def token_attention_rows(heads: Heads, device: torch.device) -> Iterator[Row]:
     pool = KvPool(heads, POOL_BYTES, BLOCK_SIZE, DTYPE, device)
     for (case, lens), deterministic in itertools.product(TOKEN_CASES.items(), (False, True)):
         num_bytes = kv_bytes(heads, lens, DTYPE)
-        sets = [pool.inputs([1] * len(lens), lens) for _ in range(num_input_sets(num_bytes))]
-        options: dict[str, Any] = dict(
-            sm_scale=heads.head_dim**-0.5, deterministic=deterministic, out=torch.empty_like(sets[0].q)
-        )
-
-        def call(s: AttentionInputs, options: dict[str, Any] = options) -> None:
-            b_loc, b_row, _, b_seq_len = s.tables
-            token_attention(s.q, s.k_cache, s.v_cache, b_loc, b_row, b_seq_len, s.max_len, **options)
-
-        us = microseconds(call, sets)
+        us = _token_attention_us(pool, lens, deterministic=deterministic)
         yield {"case": case, "deterministic": deterministic, **_memory_row(num_bytes, us)}
+
+
+def shared_prefix_rows(heads: Heads, device: torch.device) -> Iterator[Row]:
+    """Token attention over a common prefix; `repeated_tile_share` is what simulations ask for."""
+    pool, lens = KvPool(heads, POOL_BYTES, BLOCK_SIZE, DTYPE, device), [2304] * 256
+    us = {shared: _token_attention_us(pool, lens, num_shared=shared) for shared in SHARED_CASES.values()}
+    for case, shared in SHARED_CASES.items():
+        row = {"case": case, "deterministic": False, "us": round(us[shared], 2)}
+        repeated = shared * (len(lens) - 1) / sum(lens)  # share of the tiles
+        yield row | ({"repeated_tile_share": round(1 - (1 - us[shared] / us[0]) / repeated, 3)} if shared else {})
+
+
+def _token_attention_us(pool: KvPool, lens: list[int], *, num_shared: int = 0, deterministic: bool = False) -> float:
+    count = num_input_sets(kv_bytes(pool.heads, lens, DTYPE))
+    sets = [pool.inputs([1] * len(lens), lens, num_shared) for _ in range(count)]
+    options: dict[str, Any] = dict(
+        sm_scale=pool.heads.head_dim**-0.5, deterministic=deterministic, out=torch.empty_like(sets[0].q)
+    )
+
+    def call(s: AttentionInputs) -> None:
+        b_loc, b_row, _, b_seq_len = s.tables
+        token_attention(s.q, s.k_cache, s.v_cache, b_loc, b_row, b_seq_len, s.max_len, **options)
+
+    return microseconds(call, sets)
 
 
 def _library_attention_us(heads: Heads, batch: int, length: int, device: torch.device) -> float:
@@ -154,7 +173,9 @@ def linear_rows(shapes: ModelShapes, device: torch.device) -> Iterator[Row]:
 def _rows(model: str, ops: list[str], device: torch.device) -> Iterator[Row]:
     shapes = MODELS[model]
     makers: dict[str, Callable[[], Iterator[Row]]] = {
-        "token_attention": lambda: token_attention_rows(shapes.heads, device),
+        "token_attention": lambda: itertools.chain(
+            token_attention_rows(shapes.heads, device), shared_prefix_rows(shapes.heads, device)
+        ),
         "context_attention": lambda: context_attention_rows(shapes.heads, device),
         "linear": lambda: linear_rows(shapes, device),
         "rowwise": lambda: rowwise_rows(shapes),

@@ -56,6 +56,7 @@ def compare(
     model: str | Path | None = None,
     calibrated_on: Collection[str] = CALIBRATED_ON,
     scenarios: Collection[str] = PREDICTED,
+    repeated_tile_share: float = 1.0,
 ) -> Iterator[Row]:
     """One row a scenario: the newest measured one, its prediction, and the error of the prediction in percent.
 
@@ -63,13 +64,19 @@ def compare(
         step_log: from `runtime bench suite --step-log`.
         rows: .jsonl file of measured rows, from the same device and model.
         model: folder with the model's config.json; None: the built-in model.
+        repeated_tile_share: see `runtime.simulation.StepTimes`.
 
     Raises:
         ConfigError: a scenario was not measured, or not with what a prediction needs.
     """
     model_dir = BUILTIN_MODEL if model is None else Path(model)
     name = "builtin" if model is None else model_dir.resolve().name
-    times = calibrate(step_log, scenarios=calibrated_on, tile_tokens=tile_tokens(model_dir))
+    times = calibrate(
+        step_log,
+        scenarios=calibrated_on,
+        tile_tokens=tile_tokens(model_dir),
+        repeated_tile_share=repeated_tile_share,
+    )
     for scenario in scenarios:
         if scenario not in OFFLINE:
             raise ConfigError(
@@ -83,6 +90,7 @@ def compare(
             "scenario": scenario,
             "calibrated_on": list(calibrated_on),
             "step_times": times.source,
+            "repeated_tile_share": repeated_tile_share,
             "measured_s": measured["s"],
             "s": round(seconds, 4),
             "error_pct": _error_pct(seconds, measured["s"]),

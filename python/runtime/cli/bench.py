@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runtime.cli.parser import add_engine_arguments, engine_arguments
+from runtime.cli.parser import add_engine_arguments, add_repeated_tile_share, engine_arguments
 from runtime.errors import ConfigError
 
 Row = dict[str, Any]
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate-on", metavar="NAMES", default="decode_b64,fixed_1024", help="with commas between"
     )
     simulation.add_argument("--scenarios", metavar="NAMES", default="mixed_256,prefix_512", help="that are predicted")
+    add_repeated_tile_share(simulation)
     admission = verbs.add_parser("admission", help="the modes of admission side by side, simulated")
     admission.add_argument("--num-requests", type=int, default=12000, help="of each workload")
     fairness = verbs.add_parser(
@@ -152,6 +153,7 @@ def _simulation(args: argparse.Namespace) -> Iterator[Row]:
         model=args.model,
         calibrated_on=args.calibrate_on.split(","),
         scenarios=args.scenarios.split(","),
+        repeated_tile_share=args.repeated_tile_share,
     )
     for row in rows:
         yield {"engine": "simulated", **row, **_environment("cpu")}

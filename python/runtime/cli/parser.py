@@ -82,6 +82,18 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ignore-eos", action="store_true", help="end-of-sequence tokens do not end the output")
 
 
+def add_repeated_tile_share(parser: argparse._ActionsContainer) -> None:
+    """For step times that are fitted to a run."""
+    parser.add_argument(
+        "--repeated-tile-share",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="time of KV that several rows of a step read, against KV that one reads; python -m runtime.bench.kernels"
+        " measures it",
+    )
+
+
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
     from runtime.sampling_params import SamplingParams
 

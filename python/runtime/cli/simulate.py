@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.cli.parser import add_repeated_tile_share
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def _add_device_arguments(group: argparse._ArgumentGroup) -> None:
         help="fit to recorded steps, JSON lines; --config beside it ties attention to products",
     )
     group.add_argument("--calibrate-on", metavar="NAMES", help="only to the steps of these scenarios; commas between")
+    add_repeated_tile_share(group)
     group.add_argument("--save-calibration", metavar="FILE", help="write the step times that are used")
     group.add_argument("--tp", type=int, default=1, help="devices that share the model")
     device = Device()
@@ -169,7 +171,12 @@ def _step_times(args: argparse.Namespace) -> StepTimes:
     elif args.calibrate:
         scenarios = args.calibrate_on.split(",") if args.calibrate_on else ()
         tokens = tile_tokens(args.config) if args.config else None
-        times = calibrate(args.calibrate, scenarios=scenarios, tile_tokens=tokens)
+        times = calibrate(
+            args.calibrate,
+            scenarios=scenarios,
+            tile_tokens=tokens,
+            repeated_tile_share=args.repeated_tile_share,
+        )
     else:
         device = Device(**{name: getattr(args, name) for name in _DEVICE_FLAGS})
         times = roofline(args.config, device, tp=args.tp, max_num_seqs=args.max_num_seqs)

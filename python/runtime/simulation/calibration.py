@@ -17,7 +17,10 @@ from runtime.simulation.step_times import StepTimes
 
 Array = npt.NDArray[np.float64]
 
-FEATURES = ("num_rows", "num_decode_rows", "num_tokens", "num_decode_tiles", "num_prefill_tiles")
+FEATURES = (
+    *("num_rows", "num_decode_rows", "num_tokens"),
+    *("num_decode_tiles", "num_prefill_tiles", "num_repeated_tiles"),
+)
 _MIN_STEPS = 8
 _TILE_SHARE_ERROR = 0.3  # how far attention may be from the rate of the products, relative, as one standard deviation
 _NUM_REWEIGHTINGS = 3
@@ -60,12 +63,13 @@ def calibrate(
     scenarios: Collection[str] = (),
     max_graph_rows: int = 0,
     tile_tokens: float | None = None,
+    repeated_tile_share: float = 1.0,
 ) -> StepTimes:
     """Fits step times to a file that a `StepLog` wrote.
 
     Args:
         scenarios: only the steps of these; none: all steps.
-        max_graph_rows, tile_tokens: see `fit_step_times`.
+        max_graph_rows, tile_tokens, repeated_tile_share: see `fit_step_times`.
 
     Raises:
         ConfigError: a line that is no step, or too few of them.
@@ -78,7 +82,13 @@ def calibrate(
                 raise ConfigError(f"{path} has no steps of {name!r}: it has {', '.join(known) or 'no scenario'}")
         steps = [step for step in steps if step.get("scenario") in scenarios]
         source = ", ".join(scenarios)
-    return fit_step_times(steps, max_graph_rows=max_graph_rows, source=source, tile_tokens=tile_tokens)
+    return fit_step_times(
+        steps,
+        max_graph_rows=max_graph_rows,
+        source=source,
+        tile_tokens=tile_tokens,
+        repeated_tile_share=repeated_tile_share,
+    )
 
 
 def fit_step_times(
@@ -87,6 +97,7 @@ def fit_step_times(
     max_graph_rows: int = 0,
     source: str = "",
     tile_tokens: float | None = None,
+    repeated_tile_share: float = 1.0,
 ) -> StepTimes:
     """Fits step times to steps, each with the numbers of `FEATURES` and its `seconds`.
 
@@ -97,11 +108,14 @@ def fit_step_times(
     Args:
         tile_tokens: tokens whose products are as many operations as a tile of prefill attention. Where prompts are much
             alike their attention cannot be told from their products; then it is taken to run at the products' rate.
+        repeated_tile_share: the coefficient of that name, which is a device's rather than a run's; `runtime bench
+            kernels` measures it.
     """
     rows = np.array([[step[name] for name in (*FEATURES, "seconds")] for step in steps], dtype=np.float64)
     if len(rows) < _MIN_STEPS:
         raise ConfigError(f"{source or 'the run'} has {len(rows)} steps: at least {_MIN_STEPS} are needed")
-    num_rows, _, tokens, decode_tiles, prefill_tiles, seconds = rows.T
+    num_rows, _, tokens, decode_tiles, prefill_tiles, repeated_tiles, seconds = rows.T
+    decode_tiles = decode_tiles - (1.0 - repeated_tile_share) * repeated_tiles
     knots = [0.0, *(float(k) for k in _KNOTS if k < tokens.max())]
     hinges = [np.maximum(tokens - knot, 0.0) for knot in knots]
     columns = np.stack([prefill_tiles, np.ones_like(tokens), num_rows, decode_tiles, *hinges], axis=1)
@@ -115,6 +129,7 @@ def fit_step_times(
     fitted = StepTimes(
         buckets=tuple((size, constant, gemm_s(size), 0.0) for size in sizes),
         decode_tile_s=decode_tile_s,
+        repeated_tile_share=repeated_tile_share,
         prefill_tile_s=prefill_tile_s,
         row_s=row_s,
         max_graph_rows=max_graph_rows,

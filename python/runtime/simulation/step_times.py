@@ -12,9 +12,9 @@ from typing import Any
 from runtime import _core
 from runtime.errors import ConfigError, shorten
 
-CALIBRATION_VERSION = 1
+CALIBRATION_VERSION = 2
 _PREFILL_CHUNK = 4096
-_COEFFICIENTS = ("decode_tile_s", "prefill_tile_s", "host_s", "row_s")
+_COEFFICIENTS = ("decode_tile_s", "repeated_tile_share", "prefill_tile_s", "host_s", "row_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class StepTimes:
         buckets: (num_tokens, launch_s, gemm_s, collective_s), num_tokens rising.
         max_graph_rows: a step of at most so many decodes, and nothing else, takes the time of the next larger bucket.
         decode_tile_s, prefill_tile_s: of one tile of attention; `_core.StepFeatures` says what a tile is.
+        repeated_tile_share: what a tile of decode attention takes that another row of the step reads as well, and that
+            the device finds in its cache, as a share of `decode_tile_s`; 1: as long.
         host_s, row_s: of the host, for each step and for each row.
         source: where the figures come from, in words.
         kv_tokens: tokens that the KV pool of this model on this device holds; None: not known.
@@ -34,6 +36,7 @@ class StepTimes:
     buckets: tuple[tuple[int, float, float, float], ...]
     max_graph_rows: int = 0
     decode_tile_s: float = 0.0
+    repeated_tile_share: float = 1.0
     prefill_tile_s: float = 0.0
     host_s: float = 0.0
     row_s: float = 0.0
@@ -117,7 +120,7 @@ def _is_number(value: object) -> bool:
 def _check_numbers(path: str | Path, times: StepTimes) -> None:
     for name in _COEFFICIENTS:
         if not _is_number(getattr(times, name)):
-            raise ConfigError(f"{path}: {name}={shorten(getattr(times, name))}: must be a number of seconds")
+            raise ConfigError(f"{path}: {name}={shorten(getattr(times, name))}: must be a number")
     if not (times.kv_bytes_per_token is None or _is_number(times.kv_bytes_per_token)):
         raise ConfigError(f"{path}: kv_bytes_per_token={shorten(times.kv_bytes_per_token)}: must be a number")
     for name in ("max_graph_rows", "kv_tokens"):
