@@ -3,24 +3,25 @@
 #
 #   tools/gpu.sh [--out DIR] [--minutes N] [PART...]
 #
-# Parts, in this order: build tests ranks tune kernels bench simulation; default: all. `ranks` needs two GPUs or more.
+# Parts, in this order: build tests sanitize ranks tune kernels bench simulation; default: all but `sanitize`, which
+# takes long and needs the CUDA toolkit's compute-sanitizer. `ranks` needs two GPUs or more.
 # The machine's own python3 is used, with torch, triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist
 # and transformers. DIR (default build/gpu) gets a log of each part, tile tables, and the rows kernels.jsonl,
 # bench.jsonl and simulation.jsonl; --minutes limits the tuning (default 3). $SOURCE_COMMIT names the revision in the
 # rows where the tree came without its history.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all_parts=(build tests ranks tune kernels bench simulation)
+all_parts=(build tests sanitize ranks tune kernels bench simulation)
 out=build/gpu minutes=3 parts=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --out) out=$2 && shift 2 ;;
     --minutes) minutes=$2 && shift 2 ;;
-    build | tests | ranks | tune | kernels | bench | simulation) parts+=("$1") && shift ;;
+    build | tests | sanitize | ranks | tune | kernels | bench | simulation) parts+=("$1") && shift ;;
     *) echo "unknown argument '$1': one of --out, --minutes, ${all_parts[*]}" >&2 && exit 2 ;;
   esac
 done
-[ ${#parts[@]} -gt 0 ] || parts=("${all_parts[@]}")
+[ ${#parts[@]} -gt 0 ] || parts=(build tests ranks tune kernels bench simulation)
 mkdir -p "$out"
 out=$(realpath "$out")
 export TRITON_CACHE_DIR=$PWD/build/triton-cache PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
@@ -42,6 +43,14 @@ part_tests() {
   run tests 420 python3 -m pytest -q -m gpu -n 8 --tb=short -p no:cacheprovider --ignore tests/python/test_start_gpu.py \
     --ignore tests/python/test_tp_group.py --ignore tests/python/test_ranks_gpu.py tests
   run tests-start 240 python3 -m pytest -q -m gpu --tb=short -p no:cacheprovider tests/python/test_start_gpu.py
+}
+part_sanitize() { # after `tests`, which leaves compiled kernels behind
+  local tool
+  for tool in memcheck racecheck; do
+    # without torch's allocator, which hands out memory that the tool takes for valid
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$tool" 540 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      --print-limit 20 python3 -m pytest -q -m gpu -n 0 --tb=short -p no:cacheprovider tests/kernels
+  done
 }
 part_ranks() { # groups of processes, one GPU each
   local size
