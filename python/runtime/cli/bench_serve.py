@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.cli.parser import add_engine_arguments, engine_arguments
@@ -50,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--timeout", type=float, default=600.0, metavar="S", help="of a request")
     slo = parser.add_argument_group("goodput")
     slo.add_argument("--slo-ttft", type=float, metavar="MS", help="most milliseconds to the first token")
-    slo.add_argument("--slo-itl", type=float, metavar="MS", help="most milliseconds for each further token, in the mean")
+    slo.add_argument("--slo-itl", type=float, metavar="MS", help="most milliseconds for a further token, in the mean")
     add_engine_arguments(parser)
 
 
@@ -59,8 +58,12 @@ def _add_server_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--spawn", nargs="?", const=BUILTIN, metavar="MODEL", help="start `runtime serve` on loopback and end it"
     )
-    group.add_argument("--offline-pair", action="store_true", help="with --spawn: the same requests without HTTP first")
-    group.add_argument("--start-timeout", type=float, default=600.0, metavar="S", help="until a spawned server is ready")
+    group.add_argument(
+        "--offline-pair", action="store_true", help="with --spawn: first the same requests without HTTP"
+    )
+    group.add_argument(
+        "--start-timeout", type=float, default=600.0, metavar="S", help="until a spawned server is ready"
+    )
     group.add_argument("--endpoint", default="completions", help="completions or chat")
     group.add_argument("--model-name", metavar="NAME", help="default: the first that the server lists")
     group.add_argument("--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable that has the API key")

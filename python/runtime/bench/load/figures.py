@@ -1,8 +1,8 @@
 """From outcomes to a row.
 
-TTFT: from the scheduled time to the first chunk. TPOT: (end to end - TTFT) / (output tokens - 1). ITL: a gap between two
-chunks divided by the tokens of the second, once for each of them. Percentiles are by nearest rank, over the requests
-that succeeded; throughput counts their tokens alone.
+TTFT: from the scheduled time to the first chunk. TPOT: (end to end - TTFT) / (output tokens - 1). ITL: a gap between
+two chunks divided by the tokens of the second, once for each of them. Percentiles are by nearest rank, over the
+requests that succeeded; throughput counts their tokens alone.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _latencies(served: Sequence[Served]) -> Row:
     """From the scheduled time, and for TTFT and end to end from the real sending too."""
     first = [one for one in served if one.ttft_s is not None]
     itl = np.concatenate([one.itl_s() for one in served]) if served else np.empty(0)
-    found = {
+    found: dict[str, Sequence[float] | Values] = {
         "ttft": [one.ttft_s or 0.0 for one in first],
         "ttft_from_send": [(one.ttft_s or 0.0) - one.late_s for one in first],
         "tpot": [one.tpot_s for one in served if one.tpot_s is not None],

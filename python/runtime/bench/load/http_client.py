@@ -6,6 +6,8 @@ h11 does the protocol; an answer's bytes reach its `Answer` in the callback of t
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 import time
 from collections.abc import Mapping
@@ -105,11 +107,15 @@ class Connection(asyncio.Protocol):
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
         self._transport: asyncio.Transport
         self._answer: Answer | None = None
+        self._failure: TransferError | None = None
         self._done: asyncio.Future[None]
 
     def exchange(self, request: h11.Request, body: bytes, answer: Answer) -> asyncio.Future[None]:
         """Sends at once; the future has a TransferError where the answer is none."""
         self._answer, self._done = answer, asyncio.get_running_loop().create_future()
+        if self._failure is not None:  # before it was asked for anything
+            self._end(self._failure)
+            return self._done
         parts = [self._http.send(request), self._http.send(h11.Data(body)), self._http.send(h11.EndOfMessage())]
         self._transport.write(b"".join(part for part in parts if part))
         return self._done
@@ -162,6 +168,7 @@ class Connection(asyncio.Protocol):
         return not (event is h11.NEED_DATA or event is h11.PAUSED or isinstance(event, h11.ConnectionClosed))
 
     def _end(self, error: TransferError | None) -> None:
+        self._failure = self._failure or error
         if self._answer is None:
             return
         self._answer = None
@@ -223,7 +230,8 @@ class HttpClient:
         except asyncio.TimeoutError:
             reason = f"no answer within {_CONNECT_TIMEOUT_S:g} s"
         except OSError as error:
-            reason = error.strerror or str(error)
+            is_system = error.errno is not None and not isinstance(error, socket.gaierror)
+            reason = os.strerror(error.errno or 0) if is_system else str(error.strerror or error)
         raise TransferError("connect", f"cannot connect to {self.url.host} port {self.url.port}: {reason}")
 
     def _take_idle(self) -> Connection | None:

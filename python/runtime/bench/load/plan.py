@@ -89,9 +89,7 @@ class Plan:
     def warm_up(self, count: int) -> list[LoadRequest]:
         """Requests of the same lengths with other prompts, all at once."""
         chosen = itertools.islice(itertools.cycle(self.requests), count)
-        return [
-            LoadRequest(_WARM_UP_INDEX + i, 0.0, one.prompt_len, one.output_len) for i, one in enumerate(chosen)
-        ]
+        return [LoadRequest(_WARM_UP_INDEX + i, 0.0, one.prompt_len, one.output_len) for i, one in enumerate(chosen)]
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,9 @@ class Arrivals:
         return {"rate": self.rate, "cv": self.cv}
 
 
-def plan_of_lengths(arrivals: Arrivals, concurrency: int | None, prompt_len: int, output_len: int, temperature: float) -> Plan:
+def plan_of_lengths(
+    arrivals: Arrivals, concurrency: int | None, prompt_len: int, output_len: int, temperature: float
+) -> Plan:
     """Requests of equal lengths.
 
     Raises:

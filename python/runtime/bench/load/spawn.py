@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import re
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from runtime.errors import ConfigError
 
 _END_TIMEOUT_S = 20.0
+_POLL_S = 0.05
 _NUM_KEPT_LINES = 20
 _READY = re.compile(r"serving .* at (http://\S+)")
 
@@ -46,8 +49,9 @@ class SpawnedServer:
         )
         threading.Thread(target=self._read, name="runtime-spawned", daemon=True).start()
         try:
+            deadline = time.monotonic() + self._start_timeout_s
             in_time = self._is_ready.wait(self._start_timeout_s)
-            if not self.url:
+            if not (self.url and self._accepts(deadline)):
                 raise ConfigError(f"the spawned server {self._trouble(in_time)}", hint=" ".join(self.command[2:]))
         except BaseException:
             self._end()
@@ -59,9 +63,20 @@ class SpawnedServer:
     ) -> None:
         self._end()
 
+    def _accepts(self, deadline: float) -> bool:
+        """It names its address just before it listens."""
+        host, port = self.url.removeprefix("http://").rsplit(":", 1)
+        while self._process.poll() is None and time.monotonic() < deadline:
+            try:
+                socket.create_connection((host, int(port)), _POLL_S).close()
+                return True
+            except OSError:
+                time.sleep(_POLL_S)
+        return False
+
     def _trouble(self, in_time: bool) -> str:
         last = self._lines[-1] if self._lines else "it said nothing"
-        if in_time:
+        if in_time and self._process.poll() is not None:
             return f"ended with status {self._process.wait()}: {last}"
         return f"was not ready within --start-timeout={self._start_timeout_s:g} s: {last}"
 
