@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from runtime.cli.parser import add_engine_arguments, engine_arguments
+from runtime.cli.parser import add_engine_arguments, given_engine_arguments
 from runtime.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ def _add_server_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--spawn", nargs="?", const=BUILTIN, metavar="MODEL", help="start `runtime serve` on loopback and end it"
     )
-    group.add_argument(
-        "--offline-pair", action="store_true", help="with --spawn: first the same requests without HTTP"
-    )
+    group.add_argument("--offline-pair", action="store_true", help="with --spawn: first the same requests without HTTP")
     group.add_argument(
         "--start-timeout", type=float, default=600.0, metavar="S", help="until a spawned server is ready"
     )
@@ -99,7 +97,7 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
 
 def _run(args: argparse.Namespace, plan: Plan, target: Target) -> LoadRun:
     from runtime.bench.load.generator import LoadGenerator
-    from runtime.bench.load.progress import progress
+    from runtime.bench.progress import progress
 
     ends_by_time = args.duration is not None and args.rate is None
     with progress(None if ends_by_time else len(plan.requests) + args.warmup, "request") as advance:
@@ -207,10 +205,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 def _engine(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     """Arguments of the engine that is spawned: those of a scenario, where nothing else is said."""
-    from runtime.config import EngineConfig
-
-    defaults = vars(EngineConfig.from_arguments({}))
-    given = {name: value for name, value in engine_arguments(args).items() if value != defaults[name]}
+    given = given_engine_arguments(args)
     if args.scenario:
         given = {**plan.engine_arguments(), **given}
     return {"model": args.spawn or None, **given}

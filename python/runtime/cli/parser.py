@@ -82,6 +82,12 @@ def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name) and name not in _NO_ENGINE_FLAGS}
 
 
+def given_engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of them that are not the default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(EngineConfig)}
+    return {name: value for name, value in engine_arguments(args).items() if value != defaults[name]}
+
+
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     for name, (kind, default, text) in _SAMPLING_FLAGS.items():
