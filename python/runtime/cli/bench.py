@@ -131,12 +131,13 @@ def _suite(args: argparse.Namespace) -> Iterator[Row]:
 
 def _serve(args: argparse.Namespace) -> Iterator[Row]:
     for row in bench_serve.rows(args):
-        yield {**row, **_environment(bench_serve.device_of(args))}
+        here = _environment(bench_serve.device_of(args))
+        yield {**row, **here, **({"device": None} if bench_serve.is_remote(args) else {})}
 
 
 def _startup(args: argparse.Namespace) -> Iterator[Row]:
     for row in bench_startup.rows(args):
-        yield {**_head(args), **row, **_environment(None if args.device == "auto" else args.device)}
+        yield {**row, **_environment(None if args.device == "auto" else args.device)}
 
 
 def _scheduler(args: argparse.Namespace) -> Iterator[Row]:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -215,7 +216,9 @@ def _target(args: argparse.Namespace, url: str) -> Target:
     from runtime.bench.load.generator import Target
     from runtime.bench.load.http_client import Url
 
-    key = os.environ.get(args.api_key_env)
+    key = os.environ.get(args.api_key_env, "")
+    if not re.fullmatch(r"[\x21-\x7e]*", key):
+        raise ConfigError(f"{args.api_key_env}: an API key has printable ASCII characters alone, no spaces")
     return Target(
         Url.parse(url),
         endpoint=args.endpoint,
@@ -229,8 +232,15 @@ def _target(args: argparse.Namespace, url: str) -> Target:
 
 
 def device_of(args: argparse.Namespace) -> str | None:
-    """Of the row: this machine's CPU for `--device cpu`; None: what an engine takes when none is given."""
-    return "cpu" if args.spawn is not None and args.device == "cpu" else None
+    """Of a server on this machine: "cpu" or "cuda", where it was said; None: what an engine takes by itself."""
+    return None if args.spawn is None or args.device == "auto" else str(args.device)
+
+
+def is_remote(args: argparse.Namespace) -> bool:
+    """Whether the server runs on a machine of which nothing is known."""
+    from runtime.bench.load.http_client import Url
+
+    return args.spawn is None and Url.parse(args.base_url).host not in ("localhost", "127.0.0.1", "::1")
 
 
 def _require(name: str, value: float | None, least: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from runtime.cli.parser import add_engine_arguments, given_engine_arguments
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row a start, without head and environment."""
+    """One row a start, without environment."""
     from runtime.bench import startup
     from runtime.bench.progress import progress
 
@@ -36,7 +37,9 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     EngineConfig.from_arguments(given)  # what is wrong is said before a process is started
     if args.model is not None:
         check_model_folder(args.model)
+    model = Path(args.model).resolve().name if args.model else "builtin"
     with progress(None, "start") as advance:
         for row in startup.measure(given, cache=args.kernel_cache, serves=args.http):
             advance()
-            yield {"scenario": "startup_http" if args.http else "startup", **row}
+            scenario = "startup_http" if args.http else "startup"
+            yield {"engine": "runtime", "model": model, "tp": args.tensor_parallel_size, "scenario": scenario, **row}

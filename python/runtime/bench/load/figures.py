@@ -85,7 +85,7 @@ def figures(run: LoadRun, slo: Slo) -> Row:
         "succeeded": len(served),
         **_failures(run.outcomes),
         "s": round(run.seconds, 4),
-        "req_s": round(len(served) / run.seconds, 3),
+        "requests_per_s": round(len(served) / run.seconds, 3),
         "tok_s": round(output_tokens / run.seconds, 1),
         "counted": "output",
         "total_tok_s": round(total_tokens / run.seconds, 1),
@@ -138,7 +138,7 @@ def _goodput(served: Sequence[Served], slo: Slo, seconds: float) -> Row:
     limits = {"slo_ttft_ms": slo.ttft_ms, "slo_itl_ms": slo.itl_ms}
     return {
         **{name: limit for name, limit in limits.items() if limit is not None},
-        "goodput_req_s": round(good / seconds, 3),
+        "goodput_per_s": round(good / seconds, 3),
         "slo_met_pct": round(100 * good / len(served), 2) if served else 0.0,
     }
 

@@ -122,6 +122,8 @@ class LoadGenerator:
             await self._client.request("GET", "models", b"", answer, _CHECK_TIMEOUT_S)
         except TransferError as error:
             raise ConfigError(f"--base-url={url}: {error}", hint="is the server up?") from None
+        if answer.status == 404 and self._target.model is not None:  # not every server lists what it has
+            return self._target.model, "unknown"
         if answer.status in (401, 403):
             raise ConfigError(f"{url}/models: status {answer.status}", hint="--api-key-env names the key's variable")
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 import time
@@ -52,7 +53,8 @@ class Url:
             port = parts.port
         except ValueError as error:
             raise ConfigError(f"--base-url={text}: {error}", hint=_EXAMPLE) from None
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        extras = parts.username or parts.query or parts.fragment or not re.fullmatch(r"[\x21-\x7e]+", text)
+        if parts.scheme not in ("http", "https") or not parts.hostname or extras:
             raise ConfigError(f"--base-url={text}: must be http://HOST:PORT or https://HOST", hint=_EXAMPLE)
         path = parts.path.rstrip("/")
         return cls(
