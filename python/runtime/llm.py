@@ -82,6 +82,11 @@ class LLM:
             print(BUILTIN_LINE, file=sys.stderr)
         self._finalizer = weakref.finalize(self, self._engine.close)
 
+    @property
+    def startup(self) -> list[dict[str, float]]:
+        """Seconds of each phase of the engine's start, a dict a rank, in their order."""
+        return self._engine.startup
+
     @classmethod
     def _with_knobs(cls, knobs: Knobs, model: str | None = None, **arguments: Any) -> LLM:
         """For tests and benchmarks: an LLM whose engine has `knobs`."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from runtime._core import RankLink
 from runtime.errors import CommunicatorError, EngineDeadError, Error
 from runtime.log import set_level
+from runtime.start_timer import StartTimer
 
 
 class RankWorker(Protocol):
@@ -69,6 +70,8 @@ def report(link: RankLink, error: BaseException) -> None:
 
 def run(link: RankLink, settings: dict[str, Any]) -> None:
     """Serves the model that rank 0's settings describe."""
+    timer = StartTimer.of_process("interpreter")
+    timer.enter("imports")
     from runtime.config import EngineConfig  # torch: only once rank 0 can see that this process runs
     from runtime.engine.rank_worker import ModelRankWorker
 
@@ -76,7 +79,7 @@ def run(link: RankLink, settings: dict[str, Any]) -> None:
     if config.log_level is not None:
         set_level(config.log_level)
     importlib.import_module(settings["model_module"])  # registers families from outside the package
-    serve(link, ModelRankWorker(config, settings["device"], link), bytes.fromhex(settings["unique_id"]))
+    serve(link, ModelRankWorker(config, settings["device"], link, timer), bytes.fromhex(settings["unique_id"]))
 
 
 def main() -> int:

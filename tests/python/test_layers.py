@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "python" / "runtime"
 
-SHARED = {"config", "errors", "log"}
+SHARED = {"config", "errors", "log", "start_timer"}
 BELOW_ENGINE = {"basemodel", "kernels", "parallel", "loader", "models", "_core"}
 BELOW_LLM = BELOW_ENGINE | {"engine", "outputs", "prompts", "sampling_params", "tokenizer", "chat_template"}
 VERBS = BELOW_LLM | {"llm", "bench", "cli", "server", "simulation"}
@@ -36,6 +36,7 @@ ALLOWED = {
     "config": set(),
     "errors": set(),
     "log": set(),
+    "start_timer": set(),
     "__init__": {"_core", "llm", "outputs", "engine", "sampling_params"},
     "__main__": {"cli"},
 }

@@ -77,6 +77,19 @@ def test_streams_add_up_to_the_whole(client):
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_every_chunk_counts_its_tokens_when_asked(client, path):
+    asked = {"prompt": "12+35="} if path == "completions" else {"messages": [{"role": "user", "content": "12+35="}]}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {**asked, "max_tokens": 6, "ignore_eos": True, "stream": True, "stream_options": options}
+    chunks, done = events_of(client.post(f"/v1/{path}", json=body))
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert done and counts == sorted(counts) and counts[-2:] == [6, 6] and len(set(counts)) > 2
+    del options["continuous_usage_stats"]
+    chunks, _ = events_of(client.post(f"/v1/{path}", json=body))
+    assert ["usage" in chunk for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
 def test_logprobs_are_the_engines(client, llm):
     found = complete(client, prompt="12+35=", logprobs=2)["choices"][0]["logprobs"]
     params = SamplingParams(temperature=0, max_tokens=8, logprobs=2)

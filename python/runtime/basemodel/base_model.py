@@ -14,6 +14,7 @@ from .._core import BlockAllocator
 from ..errors import ConfigError, ModelFormatError, shorten
 from ..loader import Checkpoint, DummyCheckpoint, ModelConfig, check_model_folder, read_config
 from ..parallel import TpGroup
+from ..start_timer import StartTimer
 from .infer import PostLayerInfer, PostLayerInferTpl, PreLayerInfer, PreLayerInferTpl, TransformerLayerInfer
 from .infer_state import InferStateInfo
 from .mem_manager import MemManager
@@ -61,6 +62,7 @@ class TpPartBaseModel:
         max_num_seqs: request slots of the block tables that `new_b_loc` makes.
         deterministic: a row's result depends on its own tokens only, bit for bit.
         seed: of dummy weights.
+        timer: of the start that this is part of.
 
     Attributes:
         config: config.json under the names of `loader.read_config`.
@@ -104,7 +106,9 @@ class TpPartBaseModel:
         max_num_seqs: int = 256,
         deterministic: bool = False,
         seed: int = 0,
+        timer: StartTimer | None = None,
     ) -> None:
+        self.timer = timer or StartTimer("config")
         self.tp_rank_, self.world_size_ = tp_rank, world_size
         self.weight_dir_ = check_model_folder(weight_dir)
         self.max_total_token_num, self.block_size, self.max_num_seqs = max_total_token_num, block_size, max_num_seqs
@@ -117,6 +121,7 @@ class TpPartBaseModel:
         self._verify_params()
         self._init_weights()
         self._init_mem_manager()
+        self.timer.enter("tables")
         self._init_infer_layer()
         self._init_some_value()
         self._init_custom()
@@ -155,6 +160,7 @@ class TpPartBaseModel:
 
     def _init_weights(self) -> None:
         """One PreAndPostLayerWeight and a TransformerLayerWeight per layer: declared, compared, loaded."""
+        self.timer.enter("weights")
         placement = Placement(self.tp_group, self.dtype, self.device, self.deterministic)
         self.pre_post_weight = self.pre_and_post_weight_class(placement, self.config)
         self.trans_layers_weight = [
@@ -166,7 +172,7 @@ class TpPartBaseModel:
         if self.load_format == "dummy":
             source = DummyCheckpoint(dummy_tensors(layers), self.seed)
         else:
-            source = Checkpoint(self.weight_dir_, optional_prefix=self.optional_prefix)
+            source = Checkpoint(self.weight_dir_, optional_prefix=self.optional_prefix, timer=self.timer)
         # The headers say all there is to compare, so a wrong checkpoint is refused before a weight is read.
         verify_load(layers, source, self.ignored_tensors)
         for layer in layers:
@@ -174,6 +180,7 @@ class TpPartBaseModel:
 
     def _init_mem_manager(self) -> None:
         """The KV tensors and, on rank 0, the allocator of their blocks; room for the sums of a decode step."""
+        self.timer.enter("kv_cache")
         num_blocks = self.max_total_token_num // self.block_size
         shape = (self.config["num_hidden_layers"], 2, num_blocks + 1, self._kv_heads, self.block_size)
         kv_cache = torch.zeros((*shape, self.config["head_dim"]), dtype=self.dtype, device=self.device)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from runtime.cli import bench_serve, bench_startup
 from runtime.cli.parser import add_engine_arguments, add_repeated_tile_share, engine_arguments
 from runtime.errors import ConfigError
 
@@ -15,7 +16,7 @@ Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = "{latency,suite,scheduler,simulation,admission,fairness,allreduce}"
+    names = "{latency,suite,serve,startup,scheduler,simulation,admission,fairness,allreduce}"
     verbs = parser.add_subparsers(dest="what", required=True, metavar=names)
     latency = verbs.add_parser("latency", help="mean time of a decode step")
     latency.add_argument("--scenario", help="decode_b1, decode_b8, decode_b64, decode_b256 or decode_b8_long")
@@ -32,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verb.add_argument("--model", metavar="DIR", help="folder of a checkpoint; default: the built-in model")
         verb.add_argument("--repeat", type=int, default=3, help="runs, of which the median counts")
         add_engine_arguments(verb)
+    serve = verbs.add_parser("serve", help="load on an OpenAI-compatible server, and what its clients see")
+    bench_serve.add_arguments(serve)
+    startup = verbs.add_parser("startup", help="from the process's first moment to ready, phase by phase")
+    bench_startup.add_arguments(startup)
     scheduler = verbs.add_parser("scheduler", help="schedule and update, without a model")
     scheduler.add_argument("--batch", type=int, default=64, help="running decodes")
     scheduler.add_argument("--steps", type=int, default=2000, help="steps")
@@ -57,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verb.add_argument("--config", metavar="DIR", required=True, help="folder with config.json: step times")
     allreduce = verbs.add_parser("allreduce", help="sums over GPUs in a graph, ours and NCCL's, by size")
     allreduce.add_argument("--ranks", type=int, default=2, help="GPUs; default: 2")
-    for verb in (latency, suite, scheduler, simulation, admission, fairness, allreduce):
+    for verb in (latency, suite, serve, startup, scheduler, simulation, admission, fairness, allreduce):
         verb.add_argument("--json", action="store_true", help="print rows as JSON")
         verb.add_argument("--append", metavar="FILE", help="add the rows to a .jsonl file")
 
@@ -68,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     makers = {
         "latency": _latency,
         "suite": _suite,
+        "serve": _serve,
+        "startup": _startup,
         "scheduler": _scheduler,
         "simulation": _simulation,
         "admission": _admission,
@@ -120,6 +127,17 @@ def _suite(args: argparse.Namespace) -> Iterator[Row]:
     fitted = {name: value for name, value in arguments.items() if name not in ("max_num_seqs", "max_model_len")}
     for row in suite.run(args.model, args.scenarios.split(","), fitted, args.repeat, args.step_log):
         yield {**_head(args), **row, **_environment(None)}
+
+
+def _serve(args: argparse.Namespace) -> Iterator[Row]:
+    for row in bench_serve.rows(args):
+        here = _environment(bench_serve.device_of(args))
+        yield {**row, **here, **({"device": None} if bench_serve.is_remote(args) else {})}
+
+
+def _startup(args: argparse.Namespace) -> Iterator[Row]:
+    for row in bench_startup.rows(args):
+        yield {**row, **_environment(None if args.device == "auto" else args.device)}
 
 
 def _scheduler(args: argparse.Namespace) -> Iterator[Row]:

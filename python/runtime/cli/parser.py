@@ -43,8 +43,16 @@ class ArgumentParser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].split("=")[0]
             kind = "flag" if flag.startswith("-") else "argument"
-            self.error(f"unknown {kind} {flag!r}{did_you_mean(flag, self._option_string_actions)}")
+            self.error(f"unknown {kind} {flag!r}{did_you_mean(flag, self._flags(found))}")
         return found
+
+    def _flags(self, found: argparse.Namespace) -> list[str]:
+        """All that could be given, those of the chosen subcommand included."""
+        flags = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags += action.choices[getattr(found, action.dest)]._option_string_actions
+        return flags
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -72,6 +80,12 @@ def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `LLM` in a parsed command line."""
     names = [field.name for field in dataclasses.fields(EngineConfig)]
     return {name: getattr(args, name) for name in names if hasattr(args, name) and name not in _NO_ENGINE_FLAGS}
+
+
+def given_engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of them that are not the default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(EngineConfig)}
+    return {name: value for name, value in engine_arguments(args).items() if value != defaults[name]}
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

@@ -37,6 +37,7 @@ from runtime.errors import (
 )
 from runtime.log import get_logger
 from runtime.sampling_params import SamplingParams
+from runtime.start_timer import StartTimer
 
 if TYPE_CHECKING:
     from runtime import _core
@@ -47,17 +48,21 @@ logger = get_logger(__name__)
 _IDLE_WAIT_S = 1.0
 _CLOSE_TIMEOUT_S = 10.0
 _COPY_POLL_S = 50e-6
+_KNOBS = Knobs()
 
 
 class Engine:
     """Owns model, scheduler and the thread between them. Every public method may be called from any thread.
+    `startup` has seconds of each phase of the start, a dict a rank, those that `timer` brings included.
 
     Raises:
         ConfigError, ModelNotFoundError, ModelFormatError, CapacityError: from the constructor, once loading has failed.
         EngineDeadError: from the constructor, once a rank is lost.
     """
 
-    def __init__(self, config: EngineConfig, knobs: Knobs = Knobs()) -> None:  # noqa: B008 - frozen
+    def __init__(self, config: EngineConfig, knobs: Knobs = _KNOBS, timer: StartTimer | None = None) -> None:
+        self._timer = timer or StartTimer("device")
+        self._timer.enter("device")
         self.device = resolve_device(config.device)
         self.config = config.for_device(self.device)
         self.tokenizer: Tokenizer | None
@@ -66,6 +71,7 @@ class Engine:
         self.dtype: str
         self.num_steps_in_flight: int
         self.memory: Memory
+        self.startup: list[dict[str, float]]
         self._knobs = knobs
         self._scheduler: _core.Scheduler
         self._runner: ModelRunner
@@ -78,6 +84,7 @@ class Engine:
         self._error: BaseException | None = None
         self._started = threading.Event()
         self._closing = threading.Event()
+        self._timer.enter("ranks")
         self._ranks = start_ranks(self.config, self.device)
         self._watchdog = Watchdog(self._step_timeout_s, self._ranks, self._give_up)
         self._thread = threading.Thread(target=self._main, name="runtime-engine", daemon=True)
@@ -280,34 +287,28 @@ class Engine:
                 torch.cuda.empty_cache()  # for the next engine, which counts what the device has left
 
     def _start(self) -> None:
-        begin = time.perf_counter()
+        self._timer.enter("device")
         if self.device == "cuda":  # of this thread; graphs are not captured on the default stream
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
-        knobs = self._knobs
-        steps = knobs.num_steps_in_flight or (2 if self.device == "cuda" else 1)
-        loaded = load_model(self.config, self.device, self._ranks.join())
-        logger.info("model loaded after %.1f s", time.perf_counter() - begin)
+        self.num_steps_in_flight = steps = self._knobs.num_steps_in_flight or (2 if self.device == "cuda" else 1)
+        self._timer.enter("ranks")
+        loaded = load_model(self.config, self.device, self._ranks.join(), self._timer)
         self._describe(loaded)
         if self.device == "cpu":
             torch.set_num_threads(loaded.num_threads)
-        self.num_steps_in_flight = steps
-        self._scheduler = loaded.make_scheduler(num_steps_in_flight=steps, preempt_every=knobs.preempt_every)
+        self._scheduler = loaded.make_scheduler(num_steps_in_flight=steps, preempt_every=self._knobs.preempt_every)
         with loaded.meter.guard(loaded.plan):
             self._make_runner(loaded, num_plan_buffers=steps + 1)
         self._ranks.serve(self._runner)
         self._outputs = OutputProcessor(self._scheduler.stop, self._scheduler.abort, self._submit_deferred)
         self.memory = loaded.meter.compare(loaded.plan, loaded.model.mem_manager.kv_cache.nbytes)
-        logger.info("ready in %.1f s", time.perf_counter() - begin)
+        logger.info("ready in %.1f s", sum(self.startup[0].values()))
 
     def _make_runner(self, loaded: LoadedModel, *, num_plan_buffers: int) -> None:
         sizes = loaded.peers.told(num_plan_buffers=num_plan_buffers, plan_capacity=self._scheduler.plan_capacity)
         self._runner = loaded.make_runner(self._knobs.runner_class, **sizes)
         self._scheduler.attach_plan_buffers(self._runner.plan_buffers)
-        self._runner.warm_up()
-        loaded.meter.mark("warm")
-        self._runner.capture()
-        loaded.meter.mark("ready")
-        loaded.peers.told()
+        self.startup = loaded.make_ready(self._runner)
 
     def _describe(self, loaded: LoadedModel) -> None:
         self.tokenizer = loaded.tokenizer

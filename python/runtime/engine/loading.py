@@ -20,6 +20,7 @@ from runtime.engine.peers import Peers
 from runtime.errors import CapacityError
 from runtime.loader import read_config
 from runtime.log import get_logger
+from runtime.start_timer import StartTimer
 from runtime.tokenizer import Tokenizer, read_eos_token_ids
 
 logger = get_logger(__name__)
@@ -41,6 +42,7 @@ class LoadedModel:
     plan: MemoryPlan
     meter: MemoryMeter
     peers: Peers
+    timer: StartTimer
 
     @property
     def max_model_len(self) -> int:
@@ -107,8 +109,20 @@ class LoadedModel:
             enforce_eager=self.config.enforce_eager,
         )
 
+    def make_ready(self, runner: ModelRunner) -> list[dict[str, float]]:
+        """Compiles, loads and captures what serving needs; returns once all ranks have, with the phases of each."""
+        self.timer.enter("kernels")
+        runner.warm_up()
+        self.meter.mark("warm")
+        self.timer.enter("graphs")
+        runner.capture()
+        self.meter.mark("ready")
+        self.timer.enter("ranks")
+        self.peers.told()
+        return self.peers.gathered(self.timer.stop())
 
-def load_model(config: EngineConfig, device: str, peers: Peers) -> LoadedModel:
+
+def load_model(config: EngineConfig, device: str, peers: Peers, timer: StartTimer) -> LoadedModel:
     """Plans the memory, then reads tokenizer and weights; what the small files say is refused before a weight is read.
 
     All ranks have as many KV blocks as fit on the rank with the least room.
@@ -116,11 +130,13 @@ def load_model(config: EngineConfig, device: str, peers: Peers) -> LoadedModel:
     Raises:
         ConfigError, DeviceNotFoundError, ModelNotFoundError, ModelFormatError, CapacityError
     """
+    timer.enter("tokenizer")
     model_class = model_class_of(config.model_dir)
     skips_tokenizer = config.skip_tokenizer_init or peers.rank > 0
     tokenizer = None if skips_tokenizer else Tokenizer(config.tokenizer_dir)
     if tokenizer is not None:
         tokenizer.check_vocab_size(read_config(config.model_dir, model_class.config_defaults)["vocab_size"])
+    timer.enter("memory_plan")
     meter = MemoryMeter(probe_device(device))
     plan = plan_memory(config, meter.device)
     least = peers.smallest(kv_blocks=plan.kv_blocks, max_model_len=plan.max_model_len)
@@ -137,11 +153,14 @@ def load_model(config: EngineConfig, device: str, peers: Peers) -> LoadedModel:
             plan.kv_blocks * config.block_size,
             tp_group=peers.tp_group,
             device=device,
+            timer=timer,
             **{**model_options(config), "max_model_len": plan.max_model_len},
         )
+    timer.enter("device_copy")  # what the device still has to do for the weights
     meter.mark("loaded")
+    timer.enter("runner")
     eos_token_ids = [i for i in read_eos_token_ids(config.model_dir) if i < model.vocab_size]
-    return LoadedModel(config, model, tokenizer, eos_token_ids, plan, meter, peers)
+    return LoadedModel(config, model, tokenizer, eos_token_ids, plan, meter, peers, timer)
 
 
 def _kv_costs(model: TpPartBaseModel) -> dict[str, Any]:

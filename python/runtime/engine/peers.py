@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from runtime.parallel import TpGroup
 
@@ -38,16 +38,21 @@ class Peers:
     def size(self) -> int:
         return self.tp_group.size
 
+    def gathered(self, values: Mapping[str, float]) -> list[dict[str, float]]:
+        """What each rank gives, in their order."""
+        return self._exchange(values)
+
     def smallest(self, **sizes: int) -> dict[str, int]:
         """Each of these numbers, as small as on the rank where it is smallest."""
-        given = self._exchange(sizes)
+        given: list[dict[str, int]] = self._exchange(sizes)
         return {name: min(part[name] for part in given) for name in sizes}
 
     def told(self, **values: int) -> dict[str, int]:
         """The numbers that rank 0 gives; the others give none."""
-        return self._exchange(values)[0]
+        told: dict[str, int] = self._exchange(values)[0]
+        return told
 
-    def _exchange(self, values: Mapping[str, int]) -> list[dict[str, int]]:
+    def _exchange(self, values: Mapping[str, float]) -> list[dict[str, Any]]:
         if self.channel is None:
             return [dict(values)]
         return [json.loads(part) for part in self.channel.exchange(json.dumps(values).encode())]

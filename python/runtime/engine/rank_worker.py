@@ -13,6 +13,7 @@ from runtime.engine.model_runner import ModelRunner, Step
 from runtime.engine.peers import Channel, Peers
 from runtime.kernels import step_plan as sp
 from runtime.parallel import TpGroup, init_tp_group, make_unique_id
+from runtime.start_timer import StartTimer
 
 _JOIN_TIMEOUT_S = 60.0
 
@@ -39,9 +40,11 @@ class ModelRankWorker:
         config: rank 0's.
         device: "cpu" or "cuda"; each rank has the CUDA device of its number.
         channel: to the other ranks.
+        timer: of this rank's start.
     """
 
-    def __init__(self, config: EngineConfig, device: str, channel: Channel) -> None:
+    def __init__(self, config: EngineConfig, device: str, channel: Channel, timer: StartTimer) -> None:
+        self._timer = timer
         self._config, self._device, self._channel = config, device, channel
         self._timeout_s = config.resolve_step_timeout(device)
         self._peers = Peers()
@@ -55,25 +58,25 @@ class ModelRankWorker:
         return make_unique_id(device)
 
     def init(self, unique_id: bytes, rank: int) -> None:
+        self._timer.enter("device")
         if self._device == "cuda":
             torch.cuda.set_device(rank)
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+        self._timer.enter("ranks")
         self._peers = Peers(join(self._config, self._device, unique_id, rank, self._channel), self._channel)
 
     def load(self) -> int:
-        loaded = load_model(self._config, self._device, self._peers)
+        loaded = load_model(self._config, self._device, self._peers, self._timer)
         if self._device == "cpu":
             torch.set_num_threads(loaded.num_threads)
         sizes = self._peers.told()
         with loaded.meter.guard(loaded.plan):
             self._make_runner(loaded, sizes["num_plan_buffers"], sizes["plan_capacity"])
-        self._peers.told()
         return sizes["plan_capacity"]
 
     def _make_runner(self, loaded: LoadedModel, num_plan_buffers: int, plan_capacity: int) -> None:
         self._runner = loaded.make_runner(ModelRunner, num_plan_buffers=num_plan_buffers, plan_capacity=plan_capacity)
-        self._runner.warm_up()
-        self._runner.capture()
+        loaded.make_ready(self._runner)
 
     @torch.inference_mode()
     def run_step(self, plan: memoryview) -> None:

@@ -8,11 +8,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import ModelFormatError
+from ..start_timer import StartTimer
 from .model_folder import check_model_folder, file_in_folder, read_json
 from .safetensors_header import TensorInfo, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+READING, COPYING = "weights", "device_copy"  # phases of a start
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -23,19 +25,21 @@ class Checkpoint:
         model_dir: the folder.
         optional_prefix: some checkpoints of a family name their tensors without it. Where no tensor here has it, names
             asked for lose it.
+        timer: of the start, to tell reading from copying to the device.
 
     Attributes:
         tensors: every tensor by its name in the files.
         bytes_read: bytes asked for so far.
     """
 
-    def __init__(self, model_dir: str | Path, *, optional_prefix: str = "") -> None:
+    def __init__(self, model_dir: str | Path, *, optional_prefix: str = "", timer: StartTimer | None = None) -> None:
         folder = check_model_folder(model_dir)
         self.tensors = _all_tensors(folder)
         self.bytes_read = 0
         has_prefix = any(name.startswith(optional_prefix) for name in self.tensors)
         self._dropped_prefix = "" if has_prefix else optional_prefix
         self._files: dict[Path, Any] = {}
+        self._timer = timer or StartTimer(READING)
 
     def name_of(self, declared: str) -> str:
         """A declared name as this checkpoint spells it."""
@@ -49,7 +53,10 @@ class Checkpoint:
             return torch.empty(info.shape, dtype=dtype, device=device)[index]
         part: Tensor = self._open(info.path).get_slice(name)[index]
         self.bytes_read += part.numel() * part.element_size()
-        return part.to(device=device, dtype=dtype)
+        self._timer.enter(COPYING)
+        placed = part.to(device=device, dtype=dtype)
+        self._timer.enter(READING)
+        return placed
 
     def _open(self, path: Path) -> Any:
         if path not in self._files:

@@ -43,7 +43,7 @@ async def create_chat_completion(request: Request) -> Response:
         [prompt],
         parsed,
         ChatShape(serving.model, num_logprobs),
-        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        stream_options=body.stream_options,
     )
     return await generation.respond(stream=bool(body.stream))
 
@@ -83,9 +83,7 @@ class ChatShape:
     def head(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
         return self._chunk([self._choice(index, {"role": "assistant", "content": ""}, None, None)])
 
-    def chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
-        if not delta.text and not delta.logprobs and delta.finish_reason is None:
-            return None
+    def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
         says = {"content": delta.text} if delta.text else {}
         logprobs = self._logprobs(delta.token_ids, delta.logprobs or [])
         return self._chunk([self._choice(index, says, logprobs, delta.finish_reason)])

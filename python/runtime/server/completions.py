@@ -48,7 +48,7 @@ async def create_completion(request: Request) -> Response:
         shape,
         prompt_logprobs=prompt_logprobs,
         generate=generate,
-        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        stream_options=body.stream_options,
     )
     return await generation.respond(stream=bool(body.stream))
 
@@ -83,9 +83,7 @@ class CompletionShape:
             return None
         return self._envelope([self._choice(index, prompt.text or "", self._prompt_logprobs(index, prompt), None)])
 
-    def chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
-        if not delta.text and not delta.logprobs and delta.finish_reason is None:
-            return None
+    def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
         logprobs = None
         if self._has_logprobs:
             logprobs = self._logprobs(index, _with_texts(delta.token_ids, delta.logprobs or []))

@@ -16,6 +16,7 @@ from runtime.errors import Error
 from runtime.log import get_logger, set_level
 from runtime.server import messages
 from runtime.server.messages import Drain, Failed, FromEngine, Start, ToEngine, frame, to_wire
+from runtime.start_timer import StartTimer
 
 logger = get_logger(__name__)
 
@@ -53,14 +54,17 @@ def serve(channel: Channel) -> int:
     first = next(received, None)
     if not isinstance(first, Start):
         return EXIT_ENGINE_DIED
+    timer = StartTimer.of_process("interpreter")
+    timer.enter("imports")
     from runtime.engine import Engine
     from runtime.server.host import EngineHost
 
+    timer.enter("config")
     try:
         config = EngineConfig.from_arguments(first.arguments)
         if config.log_level is not None:
             set_level(config.log_level)
-        engine = Engine(config)
+        engine = Engine(config, timer=timer)
     except Exception as error:
         if not isinstance(error, Error):
             logger.exception("the engine did not start")

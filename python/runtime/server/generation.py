@@ -19,7 +19,7 @@ from runtime.errors import Error, RequestAborted
 from runtime.server.client import Streams, as_arguments, options_as_arguments
 from runtime.server.http_errors import HttpError, error_object
 from runtime.server.messages import Accepted, Candidate, Delta, Ended, Event, Metrics, Scored
-from runtime.server.protocol import Parsed
+from runtime.server.protocol import Parsed, StreamOptions
 from runtime.server.serving import Serving
 
 _MAX_WARNED = 20
@@ -58,8 +58,8 @@ class Shape(Protocol):
     def head(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
         """A stream's first chunk of a choice, before any token."""
 
-    def chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
-        """A further one; None: there is nothing to say."""
+    def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
+        """A further one."""
 
     def tail(self, usage: dict[str, Any]) -> dict[str, Any]:
         """A stream's last chunk, when the usage was asked for."""
@@ -74,7 +74,8 @@ class Generation:
     Args:
         prompt_logprobs: likeliest tokens to name at each prompt token; None: prompts are not scored.
         generate: False: prompts are scored and nothing else.
-        include_usage: a stream ends with the token counts.
+        stream_options: include_usage: a stream ends with the token counts; continuous_usage_stats: every chunk has them
+            so far, and tokens without text make one too.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Generation:
         *,
         prompt_logprobs: int | None = None,
         generate: bool = True,
-        include_usage: bool = False,
+        stream_options: StreamOptions | None = None,
     ) -> None:
         self._serving = serving
         self._request = request
@@ -96,7 +97,8 @@ class Generation:
         self._shape = shape
         self._prompt_logprobs = prompt_logprobs
         self._generate = generate
-        self._include_usage = include_usage
+        self._include_usage = bool(stream_options and stream_options.include_usage)
+        self._continuous_usage = bool(stream_options and stream_options.continuous_usage_stats)
         self._streams = Streams(serving.engine)
         self._choices = [Choice() for _ in range(len(prompts) * parsed.params.n)]
         self._metrics: list[Metrics] = []
@@ -199,9 +201,16 @@ class Generation:
             said = [self._shape.head(index, prompt) for index in range(request * n, (request + 1) * n)]
         if isinstance(event, Ended) and not self._generate:
             event = Delta(event.id, 0, "", [], finish_reason="length")
-        if isinstance(event, Delta):
+        if isinstance(event, Delta) and self._says_something(event):
             said.append(self._shape.chunk(request * n + event.index, event))
-        yield from (chunk for chunk in said if chunk is not None)
+        for chunk in said:
+            if chunk is not None:
+                yield {**chunk, "usage": self._usage_so_far()} if self._continuous_usage else chunk
+
+    def _says_something(self, delta: Delta) -> bool:
+        if delta.text or delta.logprobs or delta.finish_reason is not None:
+            return True
+        return self._continuous_usage and bool(delta.token_ids)
 
     def _take(self, request: int, event: Event) -> None:
         if isinstance(event, Delta):
@@ -233,6 +242,11 @@ class Generation:
             "total_tokens": prompt + output,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+
+    def _usage_so_far(self) -> dict[str, Any]:
+        prompt = sum(len(prompt.token_ids) for prompt in self._prompts)
+        output = sum(len(choice.token_ids) for choice in self._choices)
+        return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
     def _headers(self) -> dict[str, str]:
         ignored = self._parsed.ignored

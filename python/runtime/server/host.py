@@ -89,6 +89,7 @@ class EngineHost:
             step_timeout_s=engine.config.resolve_step_timeout(engine.device),
             block_size=engine.config.block_size,
             num_blocks=engine.stats.num_blocks,
+            startup=engine.startup,
         )
 
     def handle(self, message: ToEngine) -> None:

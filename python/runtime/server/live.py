@@ -41,4 +41,4 @@ async def _snapshot(serving: Serving, with_blocks: bool) -> dict[str, Any]:
     blocks = await serving.block_owners() if with_blocks else {}
     own = {"model": serving.model, "num_requests": serving.num_requests, "trouble": serving.trouble}
     times = {"ttft_s": serving.metrics.recent_ttft_s, "itl_s": serving.metrics.recent_itl_s}
-    return {**own, **times, **counts, **blocks}
+    return {**own, **times, "startup": serving.startup, **counts, **blocks}

@@ -71,7 +71,7 @@ ToEngine = Start | Submit | Abort | Ack | Query | Drain
 
 
 class Info(_Message):
-    """The engine is ready."""
+    """The engine is ready. `startup`: seconds of each phase of its start, a dict a rank."""
 
     max_model_len: int
     vocab_size: int
@@ -80,6 +80,7 @@ class Info(_Message):
     step_timeout_s: float
     block_size: int
     num_blocks: int
+    startup: list[dict[str, float]]
 
 
 class WireError(msgspec.Struct, array_like=True, frozen=True):

@@ -80,6 +80,7 @@ Flag = bool | None
 
 class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: Flag = None
+    continuous_usage_stats: Flag = None  # vLLM's: every chunk has the usage so far
 
 
 class Common(msgspec.Struct, kw_only=True):

@@ -20,6 +20,7 @@ from runtime.server.config import ServerConfig
 from runtime.server.engine_process import EngineProcess
 from runtime.server.http_protocol import MAX_HEADER_BYTES, with_limits
 from runtime.server.serving import Serving
+from runtime.start_timer import StartTimer
 from runtime.tokenizer import Tokenizer
 
 logger = get_logger(__name__)
@@ -33,6 +34,14 @@ _BUILTIN_NAME = "builtin"
 
 class HttpServer(uvicorn.Server):
     """Leaves the signals to `Lifecycle`."""
+
+    def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
+        super().__init__(config)
+        self._serving = serving
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._serving.started()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -112,10 +121,12 @@ def run(config: ServerConfig, engine_arguments: Mapping[str, Any]) -> int:
     Raises:
         Error: what the engine's constructor raises, the address is taken, or EngineDeadError.
     """
+    timer = StartTimer.of_process("imports")
+    timer.enter("config")
     engine_config = EngineConfig.from_arguments(dict(engine_arguments))
     tokenizer = None if engine_config.skip_tokenizer_init else Tokenizer(engine_config.tokenizer_dir)
     with bind(config) as listener:
-        return asyncio.run(_serve(config, engine_config, dict(engine_arguments), tokenizer, listener))
+        return asyncio.run(_serve(config, engine_config, dict(engine_arguments), tokenizer, listener, timer))
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -139,14 +150,17 @@ async def _serve(
     arguments: dict[str, Any],
     tokenizer: Tokenizer | None,
     listener: socket.socket,
+    timer: StartTimer,
 ) -> int:
     lifecycle = Lifecycle(config.drain_timeout)
     max_open = engine_config.max_num_seqs + config.max_queued_requests
     engine = EngineProcess({**arguments, "max_queued_requests": config.max_queued_requests}, max_open=max_open)
     try:
+        timer.enter("engine")
         if not await lifecycle.start(engine):
             return 0
-        serving = Serving(engine, tokenizer, config, model_name(config, engine_config))
+        timer.enter("listen")
+        serving = Serving(engine, tokenizer, config, model_name(config, engine_config), timer)
         await _listen(config, engine_config, lifecycle, engine, serving, listener)
     finally:
         await engine.close()
@@ -165,7 +179,7 @@ async def _listen(
     serving: Serving,
     listener: socket.socket,
 ) -> None:
-    server = HttpServer(_uvicorn_config(config, serving))
+    server = HttpServer(_uvicorn_config(config, serving), serving)
     tasks = [
         asyncio.create_task(serving.watch_engine(), name="watch engine"),
         asyncio.create_task(lifecycle.run(serving, engine, server), name="lifecycle"),

@@ -18,6 +18,7 @@ from runtime.server.config import ServerConfig
 from runtime.server.http_errors import HttpError
 from runtime.server.json_body import read_object
 from runtime.server.metrics import ServerMetrics
+from runtime.start_timer import StartTimer
 from runtime.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -35,9 +36,17 @@ class Serving:
     Args:
         engine: started.
         tokenizer: None: prompts are token ids, answers have no text.
+        timer: of this process's start, in which the engine's is the phase "engine".
     """
 
-    def __init__(self, engine: EngineClient, tokenizer: Tokenizer | None, config: ServerConfig, model: str) -> None:
+    def __init__(
+        self,
+        engine: EngineClient,
+        tokenizer: Tokenizer | None,
+        config: ServerConfig,
+        model: str,
+        timer: StartTimer | None = None,
+    ) -> None:
         self.engine = engine
         self.config = config
         self.model = model
@@ -47,6 +56,7 @@ class Serving:
         self.is_closing = asyncio.Event()  # ends what never ends by itself
         self.num_requests = 0  # generations that are being answered
         self._tokenizer = tokenizer
+        self._timer = timer or StartTimer("engine")
         self._busy_s = 0.0
         self._text_threads = ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="runtime-text")
 
@@ -85,6 +95,20 @@ class Serving:
     def check_accepting(self) -> None:
         if self.is_draining:
             raise HttpError(503, "the server is shutting down", "draining", headers={"connection": "close"})
+
+    # ---- start ------------------------------------------------------------------------------
+
+    def started(self) -> None:
+        """It listens."""
+        self._timer.stop()
+
+    @property
+    def startup(self) -> list[dict[str, float]]:
+        """Seconds of each phase, a dict a rank: rank 0 with the server's own."""
+        first, *others = self.engine.info.startup
+        own = self._timer.seconds
+        waiting = max(own.get("engine", 0.0) - sum(first.values()), 0.0)  # for its process
+        return [{**{f"server_{name}": s for name, s in own.items()}, "server_engine": waiting, **first}, *others]
 
     # ---- health -----------------------------------------------------------------------------
 
