@@ -3,21 +3,22 @@
 #
 #   tools/gpu.sh [--out DIR] [--minutes N] [PART...]
 #
-# Parts, in this order: build tests sanitize ranks tune kernels bench simulation; default: all but `sanitize`, which
-# takes long and needs the CUDA toolkit's compute-sanitizer. `ranks` needs two GPUs or more.
+# Parts, in this order: build tests sanitize ranks tune kernels bench simulation serve; default: all but `sanitize`, which
+# takes long and needs the CUDA toolkit's compute-sanitizer. `ranks` needs two GPUs or more, `serve` (HTTP beside
+# offline, and starts) the packages of the extra `server`.
 # The machine's own python3 is used, with torch, triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist
 # and transformers. DIR (default build/gpu) gets a log of each part, tile tables, and the rows kernels.jsonl,
 # bench.jsonl and simulation.jsonl; --minutes limits the tuning (default 3). $SOURCE_COMMIT names the revision in the
 # rows where the tree came without its history.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all_parts=(build tests sanitize ranks tune kernels bench simulation)
+all_parts=(build tests sanitize ranks tune kernels bench simulation serve)
 out=build/gpu minutes=3 parts=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --out) out=$2 && shift 2 ;;
     --minutes) minutes=$2 && shift 2 ;;
-    build | tests | sanitize | ranks | tune | kernels | bench | simulation) parts+=("$1") && shift ;;
+    build | tests | sanitize | ranks | tune | kernels | bench | simulation | serve) parts+=("$1") && shift ;;
     *) echo "unknown argument '$1': one of --out, --minutes, ${all_parts[*]}" >&2 && exit 2 ;;
   esac
 done
@@ -84,6 +85,12 @@ part_simulation() { # the simulator, calibrated on two scenarios, predicts two o
   [ -e "$out/steps-$model.jsonl" ] || suite "$model" decode_b64,fixed_1024,mixed_256,prefix_512
   run simulation 60 python3 -m runtime bench simulation --model "docs/benchmarks/configs/$model" \
     --step-log "$out/steps-$model.jsonl" --rows "$out/bench.jsonl" --append "$out/simulation.jsonl"
+}
+part_serve() {
+  local flags=(--load-format dummy --skip-tokenizer-init --json --append "$out/bench.jsonl")
+  local model=docs/benchmarks/configs/llama-3.1-8b
+  run startup 300 python3 -m runtime bench startup --model "$model" --kernel-cache both "${flags[@]}"
+  run serve 300 python3 -m runtime bench serve --spawn "$model" --scenario mixed_256 --offline-pair "${flags[@]}"
 }
 
 for part in "${parts[@]}"; do "part_$part"; done

@@ -28,7 +28,7 @@ def startup(capsys):
 def test_phases_of_every_rank_add_up(startup):
     code, [row], err = startup(*ENGINE, "--tensor-parallel-size", "2", "--kernel-cache", "keep")
     assert code == 0, err
-    assert (row["scenario"], row["tp"], row["dtype"], row["kernel_cache"]) == ("startup", 2, "float32", "keep")
+    assert (row["scenario"], row["tp"], row["dtype"], row["kernel_cache"]) == ("startup_keep", 2, "float32", "keep")
     assert set(row["phases_s"]) == OWN and 0 < row["phases_s"]["imports"] < row["s"]
     total = sum(row["phases_s"].values())
     assert 0.95 * row["s"] <= total <= row["s"] + 0.05  # a process's age is known to a hundredth
@@ -44,7 +44,7 @@ def test_a_servers_start_has_the_engines_phases(startup):
     code, [row], err = startup(*ENGINE, "--http", "--kernel-cache", "keep")
     assert code == 0, err
     own = {"server_imports", "server_config", "server_engine", "server_listen"}
-    assert row["scenario"] == "startup_http" and set(row["phases_s"]) == OWN | own
+    assert row["scenario"] == "startup_http_keep" and set(row["phases_s"]) == OWN | own
     assert 0.95 * row["s"] <= sum(row["phases_s"].values()) <= row["s"] + 0.05
 
 
@@ -66,6 +66,15 @@ def test_a_cold_start_finds_no_kernel_and_a_warm_one_those_of_the_start_before(s
         assert code == 0, err
         assert [(row["kernel_cache"], row["phases_s"]["found"]) for row in rows] == expected
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.gpu
+def test_a_warm_start_on_a_gpu_compiles_nothing(startup):
+    shape = ("--num-kv-blocks", "64", "--max-num-seqs", "8", "--max-num-batched-tokens", "64")
+    code, [cold, warm], err = startup("--device", "cuda", *shape, "--kernel-cache", "both")
+    assert code == 0, err
+    assert cold["phases_s"]["kernels"] > 2 * warm["phases_s"]["kernels"] > 0 and warm["phases_s"]["graphs"] > 0
+    assert cold["covered_pct"] >= 95 and warm["covered_pct"] >= 95
 
 
 @pytest.mark.parametrize(

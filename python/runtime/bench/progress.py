@@ -1,4 +1,4 @@
-"""A bar on a terminal for what takes longer than two seconds."""
+"""What a terminal shows of things that take longer than two seconds; nothing goes anywhere else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 _DELAY_S = 2.0
+
+
+def announce(what: str) -> None:
+    """Says on a terminal what begins and cannot be counted."""
+    if sys.stderr.isatty():
+        print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

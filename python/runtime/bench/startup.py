@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from runtime import errors
 from runtime.bench.load.spawn import SpawnedServer
+from runtime.bench.progress import announce
 from runtime.errors import EngineDeadError, Error
 
 Row = dict[str, Any]
@@ -45,10 +46,12 @@ def measure(arguments: Mapping[str, Any], *, cache: str = "warm", serves: bool =
         yield {"kernel_cache": cache, **start(arguments)}
         return
     with tempfile.TemporaryDirectory(prefix="runtime-startup-") as folder, _environment(_CACHE_VARIABLE, folder):
+        announce("a start with an empty kernel cache")
         cold = start(arguments)
         if cache in ("cold", "both"):
             yield {"kernel_cache": "cold", **cold}
         if cache in ("warm", "both"):
+            announce("a start with the kernels of the one before")
             yield {"kernel_cache": "warm", **start(arguments)}
 
 

@@ -89,7 +89,9 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
         url = args.base_url
         if args.spawn is not None:
             from runtime.bench.load.spawn import SpawnedServer
+            from runtime.bench.progress import announce
 
+            announce("starting the server")
             url = stack.enter_context(SpawnedServer(arguments, start_timeout_s=args.start_timeout)).url
         run = _run(args, plan, _target(args, url))
     yield _row(args, plan, run, offline)
@@ -108,7 +110,9 @@ def _run(args: argparse.Namespace, plan: Plan, target: Target) -> LoadRun:
 
 def _run_offline(args: argparse.Namespace, arguments: dict[str, Any], plan: Plan) -> Row:
     from runtime.bench.load import offline
+    from runtime.bench.progress import announce
 
+    announce("the same requests without HTTP")
     found = offline.measure(arguments, plan, _target(args, "http://127.0.0.1"), args.seed)
     return {"offline_s": round(found["s"], 4), "offline_tok_s": round(found["output_tokens"] / found["s"], 1)}
 

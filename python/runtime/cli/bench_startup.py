@@ -28,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row a start, without environment."""
     from runtime.bench import startup
-    from runtime.bench.progress import progress
 
     if args.kernel_cache not in startup.CACHES:
         near = did_you_mean(args.kernel_cache, startup.CACHES)
@@ -38,8 +37,6 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if args.model is not None:
         check_model_folder(args.model)
     model = Path(args.model).resolve().name if args.model else "builtin"
-    with progress(None, "start") as advance:
-        for row in startup.measure(given, cache=args.kernel_cache, serves=args.http):
-            advance()
-            scenario = "startup_http" if args.http else "startup"
-            yield {"engine": "runtime", "model": model, "tp": args.tensor_parallel_size, "scenario": scenario, **row}
+    for row in startup.measure(given, cache=args.kernel_cache, serves=args.http):
+        scenario = f"startup_{'http_' if args.http else ''}{row['kernel_cache']}"
+        yield {"engine": "runtime", "model": model, "tp": args.tensor_parallel_size, "scenario": scenario, **row}
