@@ -4,8 +4,8 @@
 #   tools/gpu.sh [--out DIR] [--minutes N] [PART...]
 #
 # Parts, in this order: build tests sanitize ranks tune kernels bench simulation serve; default: all but `sanitize`, which
-# takes long and needs the CUDA toolkit's compute-sanitizer. `ranks` needs two GPUs or more, `serve` (HTTP beside
-# offline, and starts) the packages of the extra `server`.
+# takes long and needs the CUDA toolkit's compute-sanitizer, and `serve` (HTTP beside offline, and starts), which needs
+# the packages of the extra `server`. `ranks` needs two GPUs or more.
 # The machine's own python3 is used, with torch, triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist
 # and transformers. DIR (default build/gpu) gets a log of each part, tile tables, and the rows kernels.jsonl,
 # bench.jsonl and simulation.jsonl; --minutes limits the tuning (default 3). $SOURCE_COMMIT names the revision in the
