@@ -1,6 +1,7 @@
 """Draining, and what happens when things break."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import random
@@ -92,9 +93,14 @@ def test_draining_has_a_deadline(start_server):
     assert reader.last_event["error"]["code"] == "request_aborted" and "[DONE]" not in reader.text
 
 
-def test_a_signal_while_the_model_loads(start_server):
+def test_a_signal_while_the_model_loads(start_server, wait_for):
     server = start_server(ready=False)
-    time.sleep(1.0)
+
+    def engine():
+        with contextlib.suppress(AssertionError):  # not yet
+            return server.engine_pid
+
+    wait_for(engine, timeout_s=60)
     assert server.stop() == 0
     assert server.url is None and not any("Traceback" in line for line in server.lines)
 
