@@ -14,6 +14,8 @@ import json
 import subprocess
 import sys
 
+from runtime.bench.load.http_client import allow_many_connections
+
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 _MODELS = json.dumps({"data": [{"id": "prepared", "owned_by": "prepared"}]}).encode()
 
@@ -68,7 +70,7 @@ async def _serve(rate: float, output_len: int) -> None:
     Prepared.interval_s = 1 / rate
     server = await asyncio.get_running_loop().create_server(Prepared, "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+    await asyncio.to_thread(sys.stdin.read)  # until the other process ends
 
 
 def main() -> int:
@@ -79,17 +81,19 @@ def main() -> int:
     parser.add_argument("--append", metavar="FILE")
     parser.add_argument("--server", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    allow_many_connections()
     if args.server:
         asyncio.run(_serve(args.rate, args.out))
+        return 0
     command = [sys.executable, __file__, "--server", "--rate", str(args.rate), "--out", str(args.out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None and server.stdin is not None
         url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
         load = ["--concurrency", str(args.streams), "--num-requests", str(3 * args.streams), "--out", str(args.out)]
         append = ["--append", args.append] if args.append else []
         bench = [sys.executable, "-m", "runtime", "bench", "serve", "--base-url", url, "--json", *load, *append]
         status = subprocess.run(bench).returncode
-        server.terminate()
+        server.stdin.close()
     return status
 
 

@@ -82,6 +82,9 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
         ConfigError: flags that do not go together, or a server that is not there.
     """
     _check(args)
+    from runtime.bench.load.http_client import allow_many_connections
+
+    allow_many_connections()
     plan = _plan(args)
     arguments = _engine(args, plan)
     offline = _run_offline(args, arguments, plan) if args.offline_pair else None
