@@ -1,4 +1,4 @@
-"""Measure engines, the scheduler, its policies or sums over GPUs, or check the simulator: tables, or JSON rows.
+"""Measure engines, the scheduler, its policies or sums over GPUs, check the simulator, or show rows as a page.
 
 Without a verb, `suite`: runtime bench --suite field --engine transformers.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.cli import bench_engines, bench_serve, bench_startup
+from runtime.cli import bench_engines, bench_report, bench_serve, bench_startup
 from runtime.cli.bench_engines import require_positive
 from runtime.cli.parser import ArgumentParser, add_repeated_tile_share
 from runtime.errors import ConfigError
@@ -23,7 +23,7 @@ _OF_ENGINES = ("latency", "throughput", "suite")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = "{latency,throughput,suite,serve,startup,scheduler,simulation,admission,fairness,allreduce}"
+    names = "{latency,throughput,suite,serve,startup,scheduler,simulation,admission,fairness,allreduce,report}"
     verbs = parser.add_subparsers(dest="what", required=True, metavar=names)
     if isinstance(parser, ArgumentParser):
         parser.default_verb = "suite"
@@ -60,9 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for verb in (*measuring, serve, startup, scheduler, simulation, admission, fairness, allreduce):
         verb.add_argument("--json", action="store_true", help="print rows as JSON")
         verb.add_argument("--append", metavar="FILE", help="add the rows to a .jsonl file")
+    bench_report.add_verb(verbs)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.what == "report":
+        return bench_report.run(args)
     if args.append and not Path(args.append).parent.is_dir():  # said before the minutes of measuring
         raise ConfigError(f"--append={args.append}: there is no folder {Path(args.append).parent}")
     makers = {
