@@ -8,8 +8,9 @@ import pytest
 import torch
 import transformers
 
+from runtime.bench.distributions import histogram_ms, percentiles_ms
 from runtime.bench.engines import RequestTimes, TimedRequest, open_engine
-from runtime.bench.figures import decode_step_s, histogram_ms, percentiles_ms, tpot_s, ttft_s
+from runtime.bench.figures import decode_step_s, tpot_s, ttft_s
 from runtime.bench.scenarios import Offline, Request, Scenario, offline_scenario, prompts_of, traced
 from runtime.cli.main import main
 from runtime.errors import ConfigError
@@ -157,11 +158,19 @@ def test_dummy_weights_need_no_checkpoint(bench, tiny_llama, tmp_path):
     assert row["dtype"] == "bfloat16" and row["model"] == tmp_path.name
 
 
+def test_a_model_that_transformers_cannot_load_is_named(tiny_llama, tmp_path, capsys):
+    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
+    arguments = ["--scenario", "decode_b1", "--engine", "transformers", "--model", str(tmp_path)]
+    assert main(["bench", *arguments]) == 65
+    assert f"--engine transformers cannot load {tmp_path}: " in capsys.readouterr().err
+
+
 def test_vllm_is_asked_as_the_others_are(bench, vllm, tiny_llama):
     arguments = ("--model", tiny_llama, "--engine", "vllm", "--repeat", 2, "--max-num-batched-tokens", 64)
     (row,) = bench("latency", "--batch", 3, "--in", 8, "--out", 6, *arguments)
     (llm,) = vllm.LLM.made
     assert llm.model == str(tiny_llama) and llm.given["skip_tokenizer_init"] and llm.resets == 3
+    assert llm.given["load_format"] == "safetensors"  # what is not would be unpickled
     assert (llm.given["max_num_seqs"], llm.given["max_model_len"], llm.given["max_num_batched_tokens"]) == (3, 14, 64)
     prompts = [prompt for prompt, _ in llm.llm_engine.asked]
     assert prompts == 3 * prompts_of(Scenario(3, 8, 6).requests, 384)

@@ -6,18 +6,14 @@ ITL: the gap between two tokens of a request. Percentiles are by nearest rank.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from runtime.bench.distributions import histogram_ms, percentiles_ms
 from runtime.bench.engines import RequestTimes
 from runtime.errors import ConfigError
-
-PERCENTILES = (50, 90, 99)
-BINS_A_DECADE = 10
-_LEAST_MS = 1e-3  # of gaps between tokens that come together
 
 
 def nothing() -> None:
@@ -44,17 +40,6 @@ def decode_step_s(times: Sequence[RequestTimes]) -> float:
     return (within[-1] - start) / len(within)
 
 
-def percentile(values: Iterable[float], percent: int) -> float:
-    """By nearest rank."""
-    ordered = sorted(values)
-    return ordered[math.ceil(percent * len(ordered) / 100) - 1]
-
-
-def percentiles_ms(name: str, seconds: Sequence[float], percents: Sequence[int] = PERCENTILES) -> dict[str, float]:
-    """{"<name>_p50_ms": ..., ...}; empty without values."""
-    return {f"{name}_p{p}_ms": round(1e3 * percentile(seconds, p), 3) for p in percents} if seconds else {}
-
-
 def ttft_s(times: Iterable[RequestTimes]) -> list[float]:
     return [one.first_s - one.due_s for one in times if one.first_s is not None]
 
@@ -73,16 +58,7 @@ def itl_figures(times: Iterable[RequestTimes]) -> dict[str, Any]:
     gaps = np.concatenate([np.diff(one.token_s) for one in times])
     if not gaps.size:
         return {}
-    return percentiles_ms("itl", gaps.tolist()) | {"itl_histogram": histogram_ms(gaps.tolist())}
-
-
-def histogram_ms(seconds: Iterable[float]) -> list[list[float]]:
-    """[upper bound in ms, count] of each bin that is not empty; ten bins a decade, equal on a logarithmic scale."""
-    milliseconds = np.maximum(1e3 * np.asarray(list(seconds)), _LEAST_MS)
-    exponents = np.ceil(BINS_A_DECADE * np.log10(milliseconds)).astype(np.int64)
-    bins, counts = np.unique(exponents, return_counts=True)
-    uppers = 10.0 ** (bins / BINS_A_DECADE)
-    return [[round(float(upper), 4), int(count)] for upper, count in zip(uppers, counts)]
+    return percentiles_ms("itl", gaps) | {"itl_histogram": histogram_ms(gaps)}
 
 
 def shape_of(input_lens: Sequence[int], output_lens: Sequence[int]) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from runtime.bench.distributions import percentiles_ms
 from runtime.bench.engine_limits import decode_limit_s
 from runtime.bench.engines import BenchEngine, timed_requests
-from runtime.bench.figures import decode_step_s, itl_figures, nothing, percentiles_ms, ttft_s
+from runtime.bench.figures import decode_step_s, itl_figures, nothing, ttft_s
+from runtime.bench.progress import progress
 from runtime.bench.rows import Row
 from runtime.bench.scenarios import MIN_DECODE_LEN, Scenario
 from runtime.bench.step_clock import PHASES
@@ -37,11 +39,13 @@ def measure(engine: BenchEngine, scenario: Scenario, repeat: int = 3, after_run:
         after_run: called after each run that counts, those after the first.
     """
     requests, runs = timed_requests(engine, scenario.requests), []
-    for i in range(repeat + 1):  # the first one warms up
-        times = engine.run(requests, every_token=True)
-        if i:
-            after_run()
-            runs.append(times)
+    with progress(repeat + 1, "run") as done:
+        for i in range(repeat + 1):  # the first one warms up
+            times = engine.run(requests, every_token=True)
+            done()
+            if i:
+                after_run()
+                runs.append(times)
     steps_s = [decode_step_s(times) for times in runs]
     step_s = statistics.median(steps_s)
     row: Row = {"dtype": engine.dtype, "tpot_ms": round(step_s * 1e3, 4), "tok_s": round(scenario.batch / step_s, 1)}

@@ -35,7 +35,7 @@ class Bench:
 
     Args:
         model: folder of a checkpoint; None: the built-in model.
-        arguments: of `EngineConfig`, but the two that the scenarios decide, max_num_seqs and max_model_len.
+        arguments: of `EngineConfig`; max_num_seqs and max_model_len are otherwise what the scenarios need.
         scale: see `Scenario.scaled`.
         repeat: runs, of which the median counts.
     """

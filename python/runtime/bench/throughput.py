@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from runtime.bench.distributions import percentile, percentiles_ms
 from runtime.bench.engine_limits import offline_limit_s
 from runtime.bench.engines import BenchEngine, RequestTimes, timed_requests
-from runtime.bench.figures import e2e_s, itl_figures, nothing, percentile, percentiles_ms, tpot_s, ttft_s
+from runtime.bench.figures import e2e_s, itl_figures, nothing, tpot_s, ttft_s
+from runtime.bench.progress import progress
 from runtime.bench.rows import Row
 from runtime.bench.scenarios import Offline
 
@@ -24,11 +26,13 @@ def measure(engine: BenchEngine, scenario: Offline, repeat: int = 3, after_run: 
         after_run: called after each run that counts.
     """
     requests, runs = timed_requests(engine, scenario.requests), []
-    for i in range(repeat + 1):  # the first one warms up
-        times = engine.run(requests, scenario.temperature)
-        if i:
-            after_run()
-            runs.append(times)
+    with progress(repeat + 1, "run") as done:
+        for i in range(repeat + 1):  # the first one warms up
+            times = engine.run(requests, scenario.temperature)
+            done()
+            if i:
+                after_run()
+                runs.append(times)
     seconds = statistics.median(map(_seconds, runs))
     row: Row = {"dtype": engine.dtype, "s": round(seconds, 4), **_rate(scenario, seconds), **_ttft_ms(runs)}
     row["runs"] = {"s": [round(_seconds(times), 4) for times in runs]}

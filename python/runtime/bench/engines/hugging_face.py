@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from runtime.bench.engines import RequestTimes, TimedRequest, import_peer, sleep_until, versions_of
-from runtime.errors import ConfigError, DeviceNotFoundError
+from runtime.errors import ConfigError, DeviceNotFoundError, ModelFormatError
 
 _PAD = 0  # masked, so any token id does
 
@@ -33,7 +33,11 @@ class TransformersEngine:
         self._batch_size: int = arguments.get("max_num_seqs", 256)
         torch.manual_seed(arguments.get("seed", 0))
         dtype = arguments.get("dtype", "auto")
-        self._model = self._load(dtype, arguments.get("load_format", "auto")).to(self.device).eval()
+        try:
+            self._model = self._load(dtype, arguments.get("load_format", "auto")).to(self.device).eval()
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ModelFormatError(f"--engine transformers cannot load {model_dir}: {reason}") from None
         self.dtype = str(self._model.dtype).removeprefix("torch.")
 
     @property
@@ -63,12 +67,13 @@ class TransformersEngine:
 
     def _load(self, dtype: str, load_format: str) -> Any:
         auto, config_class = self._transformers.AutoModelForCausalLM, self._transformers.AutoConfig
+        safe = {"local_files_only": True, "trust_remote_code": False}
         if load_format == "dummy":
-            config = config_class.from_pretrained(self.model_dir, local_files_only=True)
+            config = config_class.from_pretrained(self.model_dir, **safe)
             wanted = config.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype)
             with torch.device(self.device):
                 return auto.from_config(config, dtype=wanted)
-        return auto.from_pretrained(self.model_dir, dtype=dtype, local_files_only=True, use_safetensors=True)
+        return auto.from_pretrained(self.model_dir, dtype=dtype, use_safetensors=True, **safe)
 
     def _batches(self, requests: Sequence[TimedRequest], start: float) -> Iterator[list[TimedRequest]]:
         left = list(requests)  # in order of arrival

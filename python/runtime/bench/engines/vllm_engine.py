@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,11 +32,17 @@ class VllmEngine:
     )
 
     def __init__(self, model_dir: Path, arguments: Mapping[str, Any]) -> None:
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # a measurement connects to nothing
         self._vllm = import_peer("vllm", "vllm")
         self.model_dir = model_dir
         self.tensor_parallel_size: int = arguments.get("tensor_parallel_size", 1)
-        # statistics hold the time of the first token
-        self._llm = self._vllm.LLM(str(model_dir), skip_tokenizer_init=True, disable_log_stats=False, **arguments)
+        weights = "dummy" if arguments.get("load_format") == "dummy" else "safetensors"  # never files with code
+        self._llm = self._vllm.LLM(
+            str(model_dir),
+            skip_tokenizer_init=True,
+            disable_log_stats=False,  # statistics hold the time of the first token
+            **{**arguments, "load_format": weights},
+        )
         self._engine = self._llm.llm_engine
         self.dtype = str(self._engine.model_config.dtype).removeprefix("torch.")
         self.device = _device()

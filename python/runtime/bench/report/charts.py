@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from runtime.bench.distributions import BINS_A_DECADE
 from runtime.bench.report.records import (
     Records,
     device,
@@ -25,7 +26,7 @@ K = TypeVar("K")
 Key = tuple[str, tuple[str, ...]]  # engine, and what it did
 
 _MAX_STEPS = 1500  # points of a timeline
-_BIN_RATIO = 10**0.1  # of the bounds of a histogram's bin
+_BIN_RATIO: float = 10 ** (1 / BINS_A_DECADE)  # of the bounds of a histogram's bin
 
 
 @dataclass(frozen=True)
