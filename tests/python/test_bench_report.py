@@ -185,6 +185,7 @@ HOSTILE = [
     "_hidden",
     "a\x00b\x1b[31m\ud800\u202e",
     "]]>--><!--",
+    'stroke: #0a0bff; id="c0-x" url(#y)',
     "x" * 100_000,
     "数据 🙂",
     "",

@@ -111,11 +111,12 @@ def _color(colors: dict[str, str], i: int) -> str:
 def _draw_bars(axes: Any, chart: Chart, colors: dict[str, str]) -> None:
     """Groups from top to bottom, a bar for each series, its value at its end."""
     count = len(chart.series)
+    room = 1 / (count + 0.6)  # of a bar, in groups
     for i, series in enumerate(chart.series):
         known = [(k, value) for k, value in enumerate(series.y) if value is not None]
-        heights = [k + (i + 0.5) / (count + 0.6) - count / (2 * (count + 0.6)) for k, _ in known]
+        places = [k + (i + 0.5 - count / 2) * room for k, _ in known]
         widths = [value for _, value in known]
-        bars = axes.barh(heights, widths, 0.9 / (count + 0.6), label=_label(series), color=_color(colors, i))
+        bars = axes.barh(places, widths, 0.9 * room, label=_label(series), color=_color(colors, i))
         axes.bar_label(bars, [f"{value:.3g}" for value in widths], padding=3, fontsize=8)
     axes.set_yticks(range(len(chart.categories)), list(chart.categories))
     axes.set_ylim(len(chart.categories) - 0.5, -0.5)
@@ -172,6 +173,6 @@ def _for_page(document: str, prefix: str) -> str:
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
-    names = {drawn: name for name, drawn in _DRAWN.items()}
-    svg = re.sub(r"(fill|stroke): (#0a0b[0-9a-f]{2})", lambda found: f"{found[1]}: var(--{names[found[2]]})", svg)
+    for name, drawn in _DRAWN.items():
+        svg = re.sub(rf"(fill|stroke): {drawn}\b", rf"\g<1>: var(--{name})", svg)
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt"|width="[\d.]+pt"', "", svg)
