@@ -198,6 +198,8 @@ def _ratio(
     mine, base = latest.get((engine, key)), latest.get((first, key))
     if mine is None or base is None:
         return None
+    if first == "runtime" and (paired := positive(mine, "time_ratio")):
+        return paired  # the two took turns
     for name, better in (("tpot_ms", -1), ("s", -1), ("tok_s", 1)):
         x, y = positive(mine, name), positive(base, name)
         if x and y:

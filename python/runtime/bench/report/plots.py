@@ -123,7 +123,7 @@ def _draw_bars(axes: Any, chart: Chart, colors: dict[str, str]) -> None:
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)
     if chart.mark is not None:
-        axes.axvline(chart.mark, color=colors[INK], linewidth=1, linestyle="--")
+        axes.axvline(chart.mark, color=colors[INK], linewidth=1, linestyle="--", zorder=0.5)  # behind the values
 
 
 def _draw_points(axes: Any, chart: Chart, colors: dict[str, str]) -> None:
