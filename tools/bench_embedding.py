@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from runtime import LLM, SamplingParams
-from runtime.bench.report import append_row, environment
+from runtime.bench.rows import append_row, environment
 
 
 def prompts(num_requests: int, input_len: int, number: int) -> list[list[int]]:

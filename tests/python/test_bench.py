@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from runtime.bench import scheduler_calls, suite
-from runtime.bench.latency import StepClock
 from runtime.bench.limits import decode_step_s, offline_s, on_paper
-from runtime.bench.scenarios import LATENCY, Scenario, decode_prompts, offline_prompts, offline_scenario
+from runtime.bench.scenarios import LATENCY, Scenario, offline_scenario, prompts_of
+from runtime.bench.step_clock import StepClock
+from runtime.bench.suite import Bench
 from runtime.cli.main import main
 from runtime.errors import ConfigError
 from runtime.simulation import replay
@@ -51,7 +52,7 @@ def test_limits_of_closed_batches(model, scenario, expected):
 
 
 def test_shared_prompts_share_what_they_should():
-    made = offline_prompts(offline_scenario("prefix_512").requests, 32000)
+    made = prompts_of(offline_scenario("prefix_512").requests, 32000)
     assert len(made) == 512 and {len(prompt) for prompt in made} == {2048 + 64}
     assert len({tuple(prompt[:2048]) for prompt in made}) == 1
     assert len({tuple(prompt[2048:]) for prompt in made}) == 512
@@ -59,12 +60,13 @@ def test_shared_prompts_share_what_they_should():
 
 def test_the_suite_names_what_it_does_not_know():
     with pytest.raises(ConfigError, match="decode_b65.*decode_b64"):
-        list(suite.run(None, ["decode_b65"], {}))
+        list(suite.run(Bench(), ["decode_b65"]))
 
 
 def test_the_suite_gives_a_row_for_each_scenario(monkeypatch):
     monkeypatch.setitem(LATENCY, "decode_b8", Scenario(batch=2, input_len=8, output_len=4))
-    rows = list(suite.run(None, ["startup", "decode_b8"], {"device": "cpu", "num_kv_blocks": 64}, repeat=1))
+    bench = Bench(arguments={"device": "cpu", "num_kv_blocks": 64}, repeat=1)
+    rows = list(suite.run(bench, ["startup", "decode_b8"]))
     assert [row["scenario"] for row in rows] == ["startup", "decode_b8"]
     assert rows[0]["s"] > 0 and rows[1]["batch"] == 2 and rows[1]["tpot_ms"] > 0
 
@@ -80,8 +82,10 @@ def test_the_clock_takes_steps_of_the_batch_alone():
 
 
 def test_prompts_are_seeded_and_share_nothing():
-    made = decode_prompts(LATENCY["decode_b8"], 32000)
-    assert made == decode_prompts(LATENCY["decode_b8"], 32000) and len(made) == 8 and {len(p) for p in made} == {1000}
+    made = prompts_of(LATENCY["decode_b8"].requests, 32000)
+    assert (
+        made == prompts_of(LATENCY["decode_b8"].requests, 32000) and len(made) == 8 and {len(p) for p in made} == {1000}
+    )
     assert len({tuple(prompt[:16]) for prompt in made}) == 8
 
 

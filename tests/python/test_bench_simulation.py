@@ -10,10 +10,11 @@ import pytest
 
 from runtime import _core
 from runtime.bench import suite
-from runtime.bench.latency import StepClock
-from runtime.bench.report import append_row
-from runtime.bench.scenarios import LATENCY, OFFLINE, Offline, Request, Scenario, fit, offline_prompts, requests_of
+from runtime.bench.rows import append_row
+from runtime.bench.scenarios import LATENCY, OFFLINE, Offline, Request, Scenario, fit, prompts_of, requests_of
 from runtime.bench.simulation import predict
+from runtime.bench.step_clock import StepClock
+from runtime.bench.suite import Bench
 from runtime.cli.main import main
 from runtime.kernels import step_plan as sp
 from runtime.simulation import StepLog, calibrate, fit_step_times, tile_tokens
@@ -58,7 +59,7 @@ class VirtualEngine:
 
     def run(self):
         """(seconds, time to first token of each request)"""
-        for i, prompt in enumerate(offline_prompts(self.requests, 32000)):
+        for i, prompt in enumerate(prompts_of(self.requests, 32000)):
             params = _core.RequestParams(max_tokens=self.requests[i].output_len, ignore_eos=True, temperature=0.0)
             self.scheduler.submit(i, prompt, params)
         now, step, in_flight, first = 0.0, 0, deque(), {}
@@ -209,7 +210,8 @@ class TestStepLog:
         asked = tuple(Request(own_len=10 + i, output_len=3 + i) for i in range(8))
         monkeypatch.setitem(OFFLINE, "mixed_256", lambda: Offline(asked, 0.6, "output"))
         limits = {"device": "cpu", "num_kv_blocks": 64, "max_num_batched_tokens": 32, "max_num_seqs": 4}
-        rows = list(suite.run(None, ["decode_b8", "mixed_256"], limits, repeat=2, step_log=tmp_path / "steps.jsonl"))
+        bench = Bench(arguments=limits, repeat=2)
+        rows = list(suite.run(bench, ["decode_b8", "mixed_256"], step_log=tmp_path / "steps.jsonl"))
         steps = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
         assert {step["scenario"] for step in steps} == {"decode_b8", "mixed_256"}
         mine = [step for step in steps if step["scenario"] == "mixed_256"]

@@ -3,227 +3,96 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-
-from runtime import _core
-from runtime.bench.limits import decode_step_s, on_paper
-from runtime.bench.report import device_name
-from runtime.bench.scenarios import Scenario, decode_prompts, greedy
-from runtime.engine import Knobs
-from runtime.engine.model_runner import ModelRunner, Step
-from runtime.llm import LLM
-from runtime.simulation import StepLog
+from runtime.bench.distributions import percentiles_ms
+from runtime.bench.engine_limits import decode_limit_s
+from runtime.bench.engines import BenchEngine, timed_requests
+from runtime.bench.figures import decode_step_s, itl_figures, nothing, ttft_s
+from runtime.bench.progress import progress
+from runtime.bench.rows import Row
+from runtime.bench.scenarios import MIN_DECODE_LEN, Scenario
+from runtime.bench.step_clock import PHASES
+from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from runtime.basemodel import InferStateInfo
-    from runtime.kernels.step_state import StepOutputs
-
-PHASES = ("prepare_step", "model", "sample")
+    from runtime.bench.engines.own import OwnEngine
 
 
-class StepClock:
-    """When each step was launched, how many rows it decoded (-1: it also had a prompt), and its phases, in seconds.
+def require_decode_steps(scenario: Scenario) -> None:
+    """Refuses outputs that leave no step to time.
 
-    On CUDA a step is launched when the one two before it has ended, so that launches follow each other as steps do.
-
-    Args:
-        log: takes the steps of the runs that are kept.
+    Raises:
+        ConfigError
     """
-
-    def __init__(self, log: StepLog | None = None) -> None:
-        self.log = log
-        self.clear()
-
-    def clear(self) -> None:
-        self.starts: list[float] = []
-        self.steps: list[Step] = []
-        self.features: list[_core.StepFeatures] = []  # with a log only
-        self.batches: list[int] = []
-        self.phases: dict[str, list[float]] = {name: [] for name in PHASES}
-        self.gaps = GapLog()
-
-    def add(self, phase: str, since: float) -> None:
-        self.phases[phase].append(time.perf_counter() - since)
-
-    def decode_steps(self, batch: int) -> list[tuple[float, dict[str, float]]]:
-        """(wall, phases) of the steps in which `batch` rows decoded, each up to the start of the next step."""
-        found = []
-        for i, (start, following) in enumerate(zip(self.starts, self.starts[1:])):
-            if self.batches[i] == self.batches[i + 1] == batch:
-                phases = {name: times[i] for name, times in self.phases.items() if i < len(times)}
-                found.append((following - start, phases))
-        return found
-
-    def timed_steps(self) -> Iterator[tuple[_core.StepFeatures, float]]:
-        """Each step but the last with its seconds: from when the device could begin it to when it could begin the next.
-
-        It can once a step has been launched and the one before has ended. With one step in flight that is the launch,
-        and the host's work between two steps counts; with two it is the end of the step before, unless that came first.
-        """
-        ends = [0.0, *(step.done_at or 0.0 for step in self.steps)]
-        begins = [max(start, end) for start, end in zip(self.starts, ends)]
-        for features, begin, following in zip(self.features, begins, begins[1:]):
-            if features.num_rows > 0:  # otherwise it carried copies alone
-                yield features, following - begin
-
-    def keep(self, scenario: str) -> None:
-        """Adds the steps since the last `clear` to the log, if there is one."""
-        if self.log is not None:
-            for features, seconds in self.timed_steps():
-                self.log.add_features(features, seconds, scenario=scenario)
-
-    def mean_decode_step_s(self, batch: int) -> float:
-        """Mean time of a step in which `batch` rows decoded."""
-        return statistics.mean(wall for wall, _ in self.decode_steps(batch))
+    if scenario.output_len < MIN_DECODE_LEN:
+        raise ConfigError(
+            f"--out={scenario.output_len}: must be at least {MIN_DECODE_LEN}, for there to be steps of decodes alone"
+        )
 
 
-class GapLog:
-    """CUDA events at the borders of steps."""
-
-    def __init__(self) -> None:
-        self._prepared: list[torch.cuda.Event] = []
-        self._ended: list[torch.cuda.Event] = []
-        self._was_late: list[bool] = []
-
-    def prepared(self) -> None:
-        """A step's first op, `prepare_step`, has been queued."""
-        self._prepared.append(_recorded_event())
-
-    def queued(self) -> None:
-        """A step has been queued as a whole."""
-        # the device ran dry if the step before had ended by now
-        self._was_late.append(bool(self._ended) and self._ended[-1].query())  # type: ignore[no-untyped-call]
-        self._ended.append(_recorded_event())
-
-    def figures(self, steps: list[int]) -> dict[str, float]:
-        """Microseconds from the end of a step to the point where the next one's inputs are ready, over those steps.
-
-        That is idle time, the copy of the plan and `prepare_step`. `late_pct`: the share of steps that were not queued
-        as a whole when the step before them ended; only then can the host have kept the device waiting.
-        """
-        gaps = sorted(1e3 * self._ended[i].elapsed_time(self._prepared[i + 1]) for i in steps)
-        late = sum(self._was_late[i + 1] for i in steps)
-        return {
-            "gap_p50_us": round(gaps[len(gaps) // 2], 1),
-            "gap_p99_us": round(gaps[int(0.99 * (len(gaps) - 1))], 1),
-            "late_pct": round(100 * late / len(steps), 2),
-        }
-
-
-def _recorded_event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
-
-
-def timed_runner(clock: StepClock, *, phases: bool = False, gaps: bool = False) -> type[ModelRunner]:
-    """A ModelRunner that writes down when it did what.
-
-    Args:
-        phases: also the host's time in each phase of a step; on a CPU these run inside the step.
-        gaps: also CUDA events between steps.
-    """
-
-    class TimedRunner(ModelRunner):
-        def launch(self, buffer: int) -> Step:
-            clock.starts.append(time.perf_counter())
-            if clock.log is not None:  # about 1 us, and the device has a step to do meanwhile
-                clock.features.append(_core.step_features(self._transfers.words[buffer]))
-            step = super().launch(buffer)
-            clock.steps.append(step)
-            clock.batches.append(step.num_rows if step.is_decode else -1)
-            if gaps:
-                clock.gaps.queued()
-            return step
-
-        def prepare(self, plan: torch.Tensor) -> None:
-            since = time.perf_counter()
-            super().prepare(plan)
-            if phases:
-                clock.add("prepare_step", since)
-            if gaps:
-                clock.gaps.prepared()
-
-        def forward(self, input_ids: torch.Tensor, infer_state: InferStateInfo) -> torch.Tensor:
-            since = time.perf_counter()
-            logits = super().forward(input_ids, infer_state)
-            if phases:
-                clock.add("model", since)
-            return logits
-
-        def sample(self, logits: torch.Tensor, outputs: StepOutputs, *, greedy_only: bool) -> None:
-            since = time.perf_counter()
-            super().sample(logits, outputs, greedy_only=greedy_only)
-            if phases:
-                clock.add("sample", since)
-
-    return TimedRunner
-
-
-def run_once(llm: LLM, scenario: Scenario) -> None:
-    params = greedy(scenario.output_len)
-    llm.generate(decode_prompts(scenario, llm.vocab_size), params, use_tqdm=False)
-    llm.reset_prefix_cache()
-
-
-def measure(llm: LLM, clock: StepClock, scenario: Scenario, repeat: int = 3, name: str = "") -> dict[str, Any]:
+def measure(engine: BenchEngine, scenario: Scenario, repeat: int = 3, after_run: Callable[[], object] = nothing) -> Row:
     """Mean milliseconds of a step in which all requests decode, the median of `repeat` runs; `limit` in ms.
 
     Args:
-        llm: with a runner of `timed_runner(clock)`.
-        name: of the scenario, for the clock's log.
+        after_run: called after each run that counts, those after the first.
     """
-    times = []
-    for i in range(repeat + 1):  # the first one warms up
-        clock.clear()
-        run_once(llm, scenario)
-        if i:
-            clock.keep(name)
-            times.append(clock.mean_decode_step_s(scenario.batch))
-    step = statistics.median(times)
-    row = {"dtype": llm.dtype, "tpot_ms": round(step * 1e3, 4), "tok_s": round(scenario.batch / step, 1)}
-    context = scenario.input_len + scenario.output_len / 2
-    limit = decode_step_s(on_paper(llm.config.model_dir), scenario.batch, context, device_name(llm.device))
-    if limit is not None and llm.config.tensor_parallel_size == 1:  # it is one device's
-        row |= {"limit": round(limit * 1e3, 4), "pct_of_limit": round(100 * limit / step, 1)}
-    return row
+    requests, runs = timed_requests(engine, scenario.requests), []
+    with progress(repeat + 1, "run") as done:
+        for i in range(repeat + 1):  # the first one warms up
+            times = engine.run(requests, every_token=True)
+            done()
+            if i:
+                after_run()
+                runs.append(times)
+    steps_s = [decode_step_s(times) for times in runs]
+    step_s = statistics.median(steps_s)
+    row: Row = {"dtype": engine.dtype, "tpot_ms": round(step_s * 1e3, 4), "tok_s": round(scenario.batch / step_s, 1)}
+    row["runs"] = {"tpot_ms": [round(one * 1e3, 4) for one in steps_s]}
+    together = [one for times in runs for one in times]
+    row |= percentiles_ms("ttft", ttft_s(together), (50, 99)) | itl_figures(together)
+    limit_s = decode_limit_s(engine, scenario)
+    return row if limit_s is None else row | _limit(limit_s, step_s)
 
 
-def gaps(llm: LLM, clock: StepClock, scenario: Scenario) -> dict[str, Any]:
+def gaps(engine: OwnEngine, scenario: Scenario) -> Row:
     """What lies between two steps of one run on CUDA; see `GapLog.figures`.
 
     Args:
-        llm: with a runner of `timed_runner(clock, gaps=True)`.
+        engine: opened with `gaps`.
     """
-    run_once(llm, scenario)
-    clock.clear()
-    run_once(llm, scenario)
+    import torch
+
+    requests = timed_requests(engine, scenario.requests)
+    for _ in range(2):  # the first one warms up
+        engine.run(requests)
     torch.cuda.synchronize()
-    batches = clock.batches
+    batches = engine.clock.batches
     steps = [i for i in range(len(batches) - 1) if batches[i] == batches[i + 1] == scenario.batch]
-    return {"dtype": llm.dtype, "steps": len(steps), **clock.gaps.figures(steps)}
+    return {"dtype": engine.dtype, "steps": len(steps), **engine.clock.gaps.figures(steps)}
 
 
-def overhead(llm: LLM, clock: StepClock, scenario: Scenario, num_steps: int = 1000) -> dict[str, Any]:
+def overhead(engine: OwnEngine, scenario: Scenario, num_steps: int = 1000) -> Row:
     """A step's wall time minus the time inside prepare_step, model and sampler, as medians over `num_steps` steps.
 
     On a CPU, where these run inside the step.
 
     Args:
-        llm: with a runner of `timed_runner(clock, phases=True)`.
+        engine: opened with `phases`.
     """
-    run_once(llm, scenario)  # warms up
+    requests = timed_requests(engine, scenario.requests)
+    engine.run(requests)  # warms up
     steps: list[tuple[float, dict[str, float]]] = []
     while len(steps) < num_steps:
-        run_once(llm, scenario)
-        steps = clock.decode_steps(scenario.batch)[-num_steps:]
+        engine.run(requests)
+        found = engine.clock.decode_steps(scenario.batch)
+        if not found:
+            raise ConfigError(f"no step decoded all {scenario.batch} requests", hint="raise --out")
+        steps = [*steps, *found][-num_steps:]
     rest = [wall - sum(phases.values()) for wall, phases in steps]
     return {
-        "dtype": llm.dtype,
+        "dtype": engine.dtype,
         "steps": len(steps),
         "step_us": _median_us([wall for wall, _ in steps]),
         **{f"{name}_us": _median_us([phases[name] for _, phases in steps]) for name in PHASES},
@@ -231,17 +100,13 @@ def overhead(llm: LLM, clock: StepClock, scenario: Scenario, num_steps: int = 10
     }
 
 
-def engine_for(
-    model: str | None, arguments: dict[str, Any], clock: StepClock, *, phases: bool = False, gaps: bool = False
-) -> LLM:
-    """An LLM whose steps `clock` sees."""
-    knobs = Knobs(runner_class=timed_runner(clock, phases=phases, gaps=gaps))
-    return LLM._with_knobs(knobs, model, **{**arguments, "skip_tokenizer_init": True})
-
-
 def fit(scenario: Scenario) -> dict[str, int]:
-    """Arguments of an LLM in which all requests of the scenario run together."""
+    """Arguments of an engine in which all requests of the scenario run together."""
     return {"max_num_seqs": scenario.batch, "max_model_len": scenario.input_len + scenario.output_len}
+
+
+def _limit(limit_s: float, step_s: float) -> dict[str, float]:
+    return {"limit": round(limit_s * 1e3, 4), "pct_of_limit": round(100 * limit_s / step_s, 1)}
 
 
 def _median_us(seconds: list[float]) -> float:

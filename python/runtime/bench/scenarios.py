@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +17,25 @@ from runtime.errors import ConfigError, did_you_mean
 from runtime.sampling_params import SamplingParams
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request; its prompt is `shared_len` tokens that all of its `prefix_id` have, then `own_len` others.
+
+    Args:
+        arrival_s: when it is sent, from the start of the run; None: at once.
+    """
+
+    own_len: int
+    output_len: int
+    shared_len: int = 0
+    prefix_id: int = 0
+    arrival_s: float | None = None
+
+    @property
+    def input_len(self) -> int:
+        return self.shared_len + self.own_len
 
 
 @dataclass(frozen=True)
@@ -30,23 +50,15 @@ class Scenario:
     def requests(self) -> tuple[Request, ...]:
         return (Request(own_len=self.input_len, output_len=self.output_len),) * self.batch
 
-
-@dataclass(frozen=True)
-class Request:
-    """One request of an offline scenario; its prompt is `shared_len` tokens that all have, then `own_len` others."""
-
-    own_len: int
-    output_len: int
-    shared_len: int = 0
-
-    @property
-    def input_len(self) -> int:
-        return self.shared_len + self.own_len
+    def scaled(self, scale: int) -> Scenario:
+        """With 1/scale of the batch and of the lengths; steps to time are left."""
+        output_len = max(_scaled(self.output_len, scale), min(self.output_len, MIN_DECODE_LEN))
+        return Scenario(_scaled(self.batch, scale), _scaled(self.input_len, scale), output_len)
 
 
 @dataclass(frozen=True)
 class Offline:
-    """Requests that are all there at the start; what counts is when the last one ends.
+    """Requests of which counts when the last one ends; all are there at the start, unless they have arrival times.
 
     Args:
         temperature: of sampling.
@@ -63,6 +75,23 @@ class Offline:
         outputs = sum(one.output_len for one in self.requests)
         return {"input": inputs, "output": outputs, "total": inputs + outputs}[self.counted]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests come when they come, however busy the engine is: an open loop."""
+        return any(one.arrival_s is not None for one in self.requests)
+
+    def scaled(self, scale: int) -> Offline:
+        """1/scale of the requests, evenly chosen, with 1/scale of their lengths."""
+        return replace(self, requests=tuple(_scaled_request(one, scale) for one in self.requests[::scale]))
+
+    def at_rate(self, rate: float, seed: int = 0) -> Offline:
+        """The same requests as a Poisson stream of `rate` requests a second, the first one at 0."""
+        gaps = np.random.default_rng(seed).exponential(1 / rate, len(self.requests))
+        arrivals = (np.cumsum(gaps) - gaps[0]).tolist()
+        return replace(self, requests=tuple(replace(r, arrival_s=t) for r, t in zip(self.requests, arrivals)))
+
+
+MIN_DECODE_LEN = 4  # tokens of output: with fewer there is no step of decodes alone to time
 
 LATENCY = {
     **{f"decode_b{batch}": Scenario(batch) for batch in (1, 8, 64, 256)},
@@ -84,13 +113,27 @@ OFFLINE: dict[str, Callable[[], Offline]] = {
     "prefix_512": lambda: Offline((Request(64, 64, shared_len=2048),) * 512, 0.0, "total"),
 }
 
+STARTUP = "startup"  # from opening an engine to its being ready
+
+# what one model is compared by
+SUITES: dict[str, tuple[str, ...]] = {
+    "field": (STARTUP, *LATENCY, "prefill_16x4096", "mixed_256", "fixed_1024", "prefix_512"),
+    "decode": tuple(LATENCY),
+    "offline": tuple(OFFLINE),
+}
+
 
 def latency_scenario(name: str) -> Scenario:
-    return _chosen(name, LATENCY)
+    return _chosen("scenario", name, LATENCY)
 
 
 def offline_scenario(name: str) -> Offline:
-    return _chosen(name, OFFLINE)()
+    return _chosen("scenario", name, OFFLINE)()
+
+
+def suite_named(name: str) -> tuple[str, ...]:
+    """The names of its scenarios."""
+    return _chosen("suite", name, SUITES)
 
 
 def requests_of(name: str) -> tuple[Request, ...]:
@@ -99,7 +142,23 @@ def requests_of(name: str) -> tuple[Request, ...]:
         **{name: functools.partial(latency_scenario, name) for name in LATENCY},
         **OFFLINE,
     }
-    return _chosen(name, known)().requests
+    return _chosen("scenario", name, known)().requests
+
+
+def traced(path: str | Path) -> Offline:
+    """The requests of a trace, at its times; see `runtime.simulation.read_trace`.
+
+    Raises:
+        ConfigError: a line that is no request.
+    """
+    from runtime.simulation import read_trace
+
+    requests = []
+    for row in read_trace(path):
+        shared = int(row["prefix_len"]) if row["prefix_id"] >= 0 else 0
+        own, arrival_s = int(row["prompt_len"]) - shared, float(row["arrival_ns"]) / 1e9
+        requests.append(Request(own, int(row["output_len"]), shared, max(int(row["prefix_id"]), 0), arrival_s))
+    return Offline(tuple(requests), 0.0, "total")
 
 
 def fit(requests: Sequence[Request]) -> dict[str, int]:
@@ -108,27 +167,39 @@ def fit(requests: Sequence[Request]) -> dict[str, int]:
     return {"max_num_seqs": min(256, len(requests)), "max_model_len": longest}
 
 
-def _chosen(name: str, known: dict[str, T]) -> T:
+def _scaled(number: int, scale: int) -> int:
+    return -(-number // scale)
+
+
+def _scaled_request(one: Request, scale: int) -> Request:
+    shared = _scaled(one.shared_len, scale) if one.shared_len else 0
+    own, output = _scaled(one.own_len, scale), _scaled(one.output_len, scale)
+    return replace(one, own_len=own, output_len=output, shared_len=shared)
+
+
+def _chosen(kind: str, name: str, known: dict[str, T]) -> T:
     if name not in known:
-        raise ConfigError(f"unknown scenario {name!r}{did_you_mean(name, known)}", hint=", ".join(known))
+        raise ConfigError(f"unknown {kind} {name!r}{did_you_mean(name, known)}", hint=", ".join(known))
     return known[name]
 
 
-def decode_prompts(scenario: Scenario, vocab_size: int, seed: int = 0) -> list[list[int]]:
-    """Random token ids; nothing is shared between prompts."""
+def prompts_of(requests: Sequence[Request], vocab_size: int, seed: int = 0) -> list[list[int]]:
+    """Random token ids; the shared part is the same in all requests of a prefix, nothing else is."""
     rng = np.random.default_rng(seed)
-    return [rng.integers(0, vocab_size, scenario.input_len).tolist() for _ in range(scenario.batch)]
+    shared = {i: rng.integers(0, vocab_size, n).tolist() for i, n in _longest_prefixes(requests).items()}
+    return [
+        shared.get(one.prefix_id, [])[: one.shared_len] + rng.integers(0, vocab_size, one.own_len).tolist()
+        for one in requests
+    ]
 
 
-def offline_prompts(requests: Sequence[Request], vocab_size: int, seed: int = 0) -> list[list[int]]:
-    """Random token ids; the shared part is the same in all of them."""
-    rng = np.random.default_rng(seed)
-    shared = rng.integers(0, vocab_size, max(one.shared_len for one in requests)).tolist()
-    return [shared[: one.shared_len] + rng.integers(0, vocab_size, one.own_len).tolist() for one in requests]
-
-
-def greedy(output_len: int) -> SamplingParams:
-    return sampled(output_len, temperature=0.0)
+def _longest_prefixes(requests: Sequence[Request]) -> dict[int, int]:
+    """Tokens that the requests of each prefix share, by its id."""
+    found: dict[int, int] = {}
+    for one in requests:
+        if one.shared_len:
+            found[one.prefix_id] = max(found.get(one.prefix_id, 0), one.shared_len)
+    return found
 
 
 def sampled(output_len: int, temperature: float) -> SamplingParams:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime import _core
+from runtime.bench.rows import Row, read_rows
 from runtime.bench.scenarios import OFFLINE, Request, requests_of
 from runtime.config import BUILTIN_MODEL
 from runtime.errors import ConfigError, did_you_mean
@@ -21,8 +21,6 @@ PREDICTED = ("mixed_256", "prefix_512")
 _MEASURED = ("s", "ttft_p99_ms", "submit_s", "settings")
 _NANOSECONDS = 1e9
 
-Row = dict[str, Any]
-
 
 def trace_of(requests: Sequence[Request], submit_s: float = 0.0) -> npt.NDArray[Any]:
     """The requests as a trace, in their order; dtype `_core.simulated_request`.
@@ -32,7 +30,7 @@ def trace_of(requests: Sequence[Request], submit_s: float = 0.0) -> npt.NDArray[
     """
     trace = np.zeros(len(requests), dtype=_core.simulated_request)
     trace["arrival_ns"] = np.linspace(0.0, submit_s * _NANOSECONDS, len(requests)).astype(np.int64)
-    trace["prefix_id"] = [0 if one.shared_len else -1 for one in requests]
+    trace["prefix_id"] = [one.prefix_id if one.shared_len else -1 for one in requests]
     trace["prefix_len"] = [one.shared_len for one in requests]
     trace["prompt_len"] = [one.input_len for one in requests]
     # they end by length, which the scheduler knows
@@ -109,26 +107,13 @@ def _error_pct(predicted: float, measured: float) -> float:
 def _newest(path: Path, scenario: str, model: str) -> Row:
     """The last measured row of a scenario, with what a prediction needs."""
     asked = {"engine": "runtime", "scenario": scenario, "model": model}
-    # of the engine that wrote the log; the deterministic one is another
-    found = [row for row in _read_rows(path) if asked.items() <= row.items() and "deterministic" not in row]
+    # of the engine that wrote the log and of the requests that are simulated: not deterministic, not scaled down
+    found = [
+        row for row in read_rows(path) if asked.items() <= row.items() and not {"deterministic", "scale"} & row.keys()
+    ]
     if not found:
         raise ConfigError(f"{path} has no measured row of {scenario} with {model}", hint="--model DIR says which model")
     for name in _MEASURED:
         if name not in found[-1]:
             raise ConfigError(f"{path}: the row of {scenario} has no {name}", hint="measure it again with this version")
     return found[-1]
-
-
-def _read_rows(path: Path) -> Iterator[Row]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {number}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ConfigError(f"{path}, line {number}: must be an object")
-        yield row

@@ -3,88 +3,172 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runtime.bench import latency, throughput
-from runtime.bench.scenarios import LATENCY, OFFLINE, fit, latency_scenario, offline_scenario, requests_of
+from runtime.bench.engines import BenchEngine, open_engine
+from runtime.bench.figures import nothing, shape_of
+from runtime.bench.rows import Row, environment
+from runtime.bench.scenarios import (
+    LATENCY,
+    OFFLINE,
+    STARTUP,
+    Offline,
+    Request,
+    Scenario,
+    fit,
+    latency_scenario,
+    offline_scenario,
+)
 from runtime.errors import ConfigError, did_you_mean
 from runtime.simulation import StepLog
 
 GAPS = "_gaps"  # decode_b256_gaps: what lies between that scenario's steps
-STARTUP = "startup"
-Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An engine, a model and how often to measure.
+
+    Args:
+        model: folder of a checkpoint; None: the built-in model.
+        arguments: of `EngineConfig`; max_num_seqs and max_model_len are otherwise what the scenarios need.
+        scale: see `Scenario.scaled`.
+        repeat: runs, of which the median counts.
+    """
+
+    engine: str = "runtime"
+    model: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    repeat: int = 3
+    scale: int = 1
+
+    def open(self, fitted: Mapping[str, Any], **options: Any) -> BenchEngine:
+        """With room for what `fit` was asked about.
+
+        Args:
+            options: what only the runtime's own adapter takes.
+        """
+        return open_engine(self.engine, self.model, {**fitted, **self.arguments}, **options)
+
+    def row(self, engine: BenchEngine, scenario: str, figures: Row) -> Row:
+        """With what was measured, how and where around the figures."""
+        head: Row = {
+            "engine": self.engine,
+            "model": Path(self.model).resolve().name if self.model else "builtin",
+            "tp": engine.tensor_parallel_size,
+            "scenario": scenario,
+        }
+        if self.arguments.get("deterministic"):
+            head["deterministic"] = True
+        if self.scale > 1:
+            head["scale"] = self.scale
+        return {**head, **figures, **environment(engine.device, engine.versions)}
+
+    def decode(self, name: str) -> Scenario:
+        return latency_scenario(name).scaled(self.scale)
+
+    def offline(self, name: str) -> Offline:
+        return offline_scenario(name).scaled(self.scale)
+
+    def requests_of(self, name: str) -> tuple[Request, ...]:
+        return (self.decode(name) if name in LATENCY else self.offline(name)).requests
 
 
 def scenario_names() -> list[str]:
     return [STARTUP, *LATENCY, *(name + GAPS for name in LATENCY), *OFFLINE]
 
 
-def run(
-    model: str | None,
-    names: Sequence[str],
-    arguments: dict[str, Any],
-    repeat: int = 3,
-    step_log: str | Path | None = None,
-) -> Iterator[Row]:
-    """One row a scenario, without head and environment; those with gaps come last.
+def sizes(requests: Sequence[Request]) -> Row:
+    return {
+        "batch": len(requests),
+        **shape_of([one.input_len for one in requests], [one.output_len for one in requests]),
+    }
+
+
+def run(bench: Bench, names: Sequence[str], step_log: str | Path | None = None) -> Iterator[Row]:
+    """One row a scenario; those with gaps come last.
 
     Args:
-        arguments: of `LLM`, but the two that the scenarios decide, max_num_seqs and max_model_len.
         step_log: file for the steps of the measured runs, those with gaps left out.
+
+    Raises:
+        ConfigError: an unknown scenario, or one that only the runtime has.
     """
-    for name in names:
-        if name not in scenario_names():
-            raise ConfigError(
-                f"unknown scenario {name!r}{did_you_mean(name, scenario_names())}", hint=", ".join(scenario_names())
-            )
+    _check(bench, names, step_log)
     # events between steps cost a little, so steps are not timed on the engine that records them
     timed = [name for name in names if not name.endswith(GAPS)]
     if timed:
         log = None if step_log is None else StepLog(step_log)
         try:
-            yield from _run_timed(model, timed, {**_fit(timed), **arguments}, repeat, log)
+            yield from _run_timed(bench, timed, log)
         finally:
             if log is not None:
                 log.close()
     with_gaps = [name for name in names if name.endswith(GAPS)]
     if with_gaps:
-        yield from _run_gaps(model, with_gaps, {**_fit(with_gaps), **arguments})
+        yield from _run_gaps(bench, with_gaps)
 
 
-def _fit(names: Sequence[str]) -> dict[str, int]:
-    """Arguments of an LLM that serves all of them."""
-    fits = [fit(requests_of(name.removesuffix(GAPS))) for name in names if name != STARTUP]
-    if not fits:
-        return {}
-    return {key: max(one[key] for one in fits) for key in fits[0]}
+def _check(bench: Bench, names: Sequence[str], step_log: str | Path | None) -> None:
+    for name in names:
+        if name not in scenario_names():
+            raise ConfigError(
+                f"unknown scenario {name!r}{did_you_mean(name, scenario_names())}", hint=", ".join(scenario_names())
+            )
+        if name.endswith(GAPS) and bench.engine != "runtime":
+            raise ConfigError(f"{name}: only --engine runtime shows what lies between its steps")
+    if step_log is not None and bench.engine != "runtime":
+        raise ConfigError(f"--step-log: only --engine runtime records its steps, and {bench.engine} was chosen")
 
 
-def _run_timed(
-    model: str | None, names: Sequence[str], arguments: dict[str, Any], repeat: int, log: StepLog | None
-) -> Iterator[Row]:
-    clock = latency.StepClock(log)
+def _fit(bench: Bench, names: Sequence[str]) -> dict[str, int]:
+    """Arguments of an engine that serves all of them, one scenario at a time."""
+    fits = [fit(bench.requests_of(name.removesuffix(GAPS))) for name in names if name != STARTUP]
+    return {key: max(one[key] for one in fits) for key in fits[0]} if fits else {}
+
+
+def _run_timed(bench: Bench, names: Sequence[str], log: StepLog | None) -> Iterator[Row]:
     since = time.perf_counter()
-    with latency.engine_for(model, arguments, clock) as llm:
-        started = time.perf_counter() - since
+    options, keep = _recorder(log)
+    engine = bench.open(_fit(bench, names), **options)
+    started = time.perf_counter() - since
+    try:
         for name in names:
             if name == STARTUP:
-                yield {"scenario": name, "dtype": llm.dtype, "s": round(started, 2)}
-            elif name in LATENCY:
-                chosen = latency_scenario(name)
-                sizes = {"batch": chosen.batch, "in": chosen.input_len, "out": chosen.output_len}
-                yield {"scenario": name, **sizes, **latency.measure(llm, clock, chosen, repeat, name)}
+                yield bench.row(engine, name, {"dtype": engine.dtype, "s": round(started, 2)})
             else:
-                offline = offline_scenario(name)
-                found = throughput.measure(llm, clock, offline, repeat, name)
-                yield {"scenario": name, "batch": len(offline.requests), **found}
+                yield bench.row(engine, name, measure(bench, engine, name, keep(name)))
+    finally:
+        engine.close()
 
 
-def _run_gaps(model: str | None, names: Sequence[str], arguments: dict[str, Any]) -> Iterator[Row]:
-    clock = latency.StepClock()
-    with latency.engine_for(model, arguments, clock, gaps=True) as llm:
+def measure(bench: Bench, engine: BenchEngine, name: str, after_run: Callable[[], object] = nothing) -> Row:
+    """The figures of one scenario, with the sizes of its requests."""
+    shape = sizes(bench.requests_of(name))
+    if name in LATENCY:
+        return shape | latency.measure(engine, bench.decode(name), bench.repeat, after_run)
+    return shape | throughput.measure(engine, bench.offline(name), bench.repeat, after_run)
+
+
+def _recorder(log: StepLog | None) -> tuple[dict[str, Any], Callable[[str], Callable[[], object]]]:
+    """(options of the engine, what to call after each run of a scenario)."""
+    if log is None:
+        return {}, lambda name: nothing
+    from runtime.bench.step_clock import StepClock
+
+    clock = StepClock(log)
+    return {"clock": clock}, lambda name: lambda: clock.keep(name)
+
+
+def _run_gaps(bench: Bench, names: Sequence[str]) -> Iterator[Row]:
+    engine: Any = bench.open(_fit(bench, names), gaps=True)
+    try:
         for name in names:
-            chosen = latency_scenario(name.removesuffix(GAPS))
-            sizes = {"batch": chosen.batch, "in": chosen.input_len, "out": chosen.output_len}
-            yield {"scenario": name, **sizes, **latency.gaps(llm, clock, chosen)}
+            chosen = bench.decode(name.removesuffix(GAPS))
+            yield bench.row(engine, name, sizes(chosen.requests) | latency.gaps(engine, chosen))
+    finally:
+        engine.close()

@@ -1,87 +1,77 @@
-"""Offline throughput: all requests are there at the start, the last token ends the clock."""
+"""Throughput of many requests: all there at the start, and the last token ends the clock; or an open loop."""
 
 from __future__ import annotations
 
-import math
 import statistics
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from runtime.bench.latency import StepClock
-from runtime.bench.limits import offline_s, on_paper
-from runtime.bench.report import device_name
-from runtime.bench.scenarios import Offline, offline_prompts, sampled
-from runtime.llm import LLM
+from runtime.bench.distributions import percentile, percentiles_ms
+from runtime.bench.engine_limits import offline_limit_s
+from runtime.bench.engines import BenchEngine, RequestTimes, timed_requests
+from runtime.bench.figures import e2e_s, itl_figures, nothing, tpot_s, ttft_s
+from runtime.bench.progress import progress
+from runtime.bench.rows import Row
+from runtime.bench.scenarios import Offline
 
-
-@dataclass(frozen=True)
-class OfflineRun:
-    """One run, in seconds.
-
-    Args:
-        seconds: from the first submission to the last token.
-        submit_s: from the first submission to the last one, while the engine runs what has come.
-        ttft_s: of each request from its submission, sorted.
-    """
-
-    seconds: float
-    submit_s: float
-    ttft_s: Sequence[float]
-
-    def ttft_ms(self, percent: int) -> float:
-        """A percentile, by nearest rank."""
-        return 1e3 * self.ttft_s[math.ceil(percent * len(self.ttft_s) / 100) - 1]
+_NUM_WARM_UP = 16  # requests
 
 
-def run_once(llm: LLM, scenario: Offline) -> OfflineRun:
-    """Prompts are made before the clock starts."""
-    prompts = offline_prompts(scenario.requests, llm.vocab_size)
-    params = [sampled(one.output_len, scenario.temperature) for one in scenario.requests]
-    llm.reset_prefix_cache()
-    since = time.perf_counter()
-    outputs = llm.generate(prompts, params, use_tqdm=False)
-    seconds = time.perf_counter() - since
-    metrics = [output.metrics for output in outputs]
-    ttft_s = sorted(one.ttft_s for one in metrics if one.ttft_s is not None)
-    return OfflineRun(seconds, metrics[-1].arrival - metrics[0].arrival, ttft_s)
-
-
-def measure(llm: LLM, clock: StepClock, scenario: Offline, repeat: int = 3, name: str = "") -> dict[str, Any]:
+def measure(engine: BenchEngine, scenario: Offline, repeat: int = 3, after_run: Callable[[], object] = nothing) -> Row:
     """Medians of `repeat` runs after one to warm up: seconds, tokens per second as the scenario counts them, and TTFT.
 
     `settings` and `submit_s` are what a simulation of the same run needs; see `runtime.bench.simulation`.
 
     Args:
-        llm: with a runner of `timed_runner(clock)`.
-        name: of the scenario, for the clock's log.
+        after_run: called after each run that counts.
     """
-    runs = []
-    for i in range(repeat + 1):  # the first one warms up
-        clock.clear()
-        runs.append(run_once(llm, scenario))
-        if i:
-            clock.keep(name)
-    seconds = statistics.median(run.seconds for run in runs[1:])
-    tok_s = scenario.num_tokens() / seconds
-    row = {"dtype": llm.dtype, "s": round(seconds, 4), "tok_s": round(tok_s, 1), "counted": scenario.counted}
-    for percent in (50, 99):
-        row[f"ttft_p{percent}_ms"] = round(statistics.median(run.ttft_ms(percent) for run in runs[1:]), 2)
-    row |= {"submit_s": round(statistics.median(run.submit_s for run in runs[1:]), 4), "settings": settings_of(llm)}
-    limit_s = offline_s(on_paper(llm.config.model_dir), scenario, device_name(llm.device))
-    if limit_s is not None and llm.config.tensor_parallel_size == 1:  # it is one device's
+    requests, runs = timed_requests(engine, scenario.requests), []
+    with progress(repeat + 1, "run") as done:
+        for i in range(repeat + 1):  # the first one warms up
+            times = engine.run(requests, scenario.temperature)
+            done()
+            if i:
+                after_run()
+                runs.append(times)
+    seconds = statistics.median(map(_seconds, runs))
+    row: Row = {"dtype": engine.dtype, "s": round(seconds, 4), **_rate(scenario, seconds), **_ttft_ms(runs)}
+    row["runs"] = {"s": [round(_seconds(times), 4) for times in runs]}
+    if engine.settings:
+        submit_s = statistics.median(times[-1].sent_s - times[0].sent_s for times in runs)
+        row |= {"submit_s": round(submit_s, 4), "settings": dict(engine.settings)}
+    limit_s = offline_limit_s(engine, scenario)
+    if limit_s is not None:
         row |= {"limit": round(scenario.num_tokens() / limit_s, 1), "pct_of_limit": round(100 * limit_s / seconds, 1)}
     return row
 
 
-def settings_of(llm: LLM) -> dict[str, int]:
-    """What bounds its scheduler, under the names of `runtime.simulation.Settings`."""
-    return {
-        "max_num_seqs": llm.config.max_num_seqs,
-        "max_num_batched_tokens": llm.config.resolve_num_batched_tokens(llm.device),
-        "block_size": llm.config.block_size,
-        "num_blocks": llm.stats.num_blocks,
-        "max_model_len": llm.max_model_len,
-        "num_steps_in_flight": llm._engine.num_steps_in_flight,
-    }
+def open_loop(engine: BenchEngine, scenario: Offline) -> Row:
+    """One run in which requests come when they are due, after one of some of them, at once, to warm up.
+
+    Percentiles of TTFT, from when a request was due, of TPOT, ITL and E2E.
+    """
+    requests = timed_requests(engine, scenario.requests)
+    engine.run([replace(one, arrival_s=None) for one in requests[:_NUM_WARM_UP]], scenario.temperature)
+    times = engine.run(requests, scenario.temperature, every_token=True)
+    seconds = _seconds(times)
+    row: Row = {"dtype": engine.dtype, "s": round(seconds, 4), **_rate(scenario, seconds)}
+    row["requests_per_s"] = round(len(requests) / seconds, 3)
+    for name, values in (("ttft", ttft_s(times)), ("tpot", tpot_s(times)), ("e2e", e2e_s(times))):
+        row |= percentiles_ms(name, values)
+    return row | itl_figures(times)
+
+
+def _seconds(times: Sequence[RequestTimes]) -> float:
+    """From the start to the last token."""
+    return max(one.last_s for one in times)
+
+
+def _rate(scenario: Offline, seconds: float) -> Row:
+    return {"tok_s": round(scenario.num_tokens() / seconds, 1), "counted": scenario.counted}
+
+
+def _ttft_ms(runs: Sequence[Sequence[RequestTimes]]) -> dict[str, float]:
+    found = [ttft_s(times) for times in runs]
+    if not all(found):  # the engine does not say
+        return {}
+    return {f"ttft_p{p}_ms": round(1e3 * statistics.median(percentile(one, p) for one in found), 2) for p in (50, 99)}

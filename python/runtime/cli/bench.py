@@ -1,4 +1,7 @@
-"""Measure latency, throughput, the scheduler, its policies or sums over GPUs, or check the simulator: JSON rows."""
+"""Measure engines, the scheduler, its policies or sums over GPUs, check the simulator, or show rows as a page.
+
+Without a verb, `suite`: runtime bench --suite field --engine transformers.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,25 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from runtime.cli import bench_serve, bench_startup
-from runtime.cli.parser import add_engine_arguments, add_repeated_tile_share, engine_arguments
+from runtime.cli import bench_engines, bench_report, bench_serve, bench_startup
+from runtime.cli.bench_engines import require_positive
+from runtime.cli.parser import ArgumentParser, add_repeated_tile_share
 from runtime.errors import ConfigError
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from runtime.bench.rows import Row
+
+_OF_ENGINES = ("latency", "throughput", "suite")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = "{latency,suite,serve,startup,scheduler,simulation,admission,fairness,allreduce}"
+    names = "{latency,throughput,suite,serve,startup,scheduler,simulation,admission,fairness,allreduce,report}"
     verbs = parser.add_subparsers(dest="what", required=True, metavar=names)
-    latency = verbs.add_parser("latency", help="mean time of a decode step")
-    latency.add_argument("--scenario", help="decode_b1, decode_b8, decode_b64, decode_b256 or decode_b8_long")
-    latency.add_argument("--batch", type=int, help="requests; with --in and --out instead of a scenario")
-    latency.add_argument("--in", type=int, dest="input_len", help="tokens of each prompt")
-    latency.add_argument("--out", type=int, dest="output_len", help="tokens of each output")
-    latency.add_argument("--overhead", action="store_true", help="a CPU step without prepare_step, model and sampler")
-    latency.add_argument("--steps", type=int, default=1000, help="steps that --overhead looks at")
-    latency.add_argument("--gaps", action="store_true", help="the time between two steps on a GPU")
-    suite = verbs.add_parser("suite", help="many scenarios on one engine")
-    suite.add_argument("--scenarios", required=True, metavar="NAMES", help="with commas between; 'help' lists them")
-    suite.add_argument("--step-log", metavar="FILE", help="write each step of the measured runs, for a calibration")
-    for verb in (latency, suite):
-        verb.add_argument("--model", metavar="DIR", help="folder of a checkpoint; default: the built-in model")
-        verb.add_argument("--repeat", type=int, default=3, help="runs, of which the median counts")
-        add_engine_arguments(verb)
+    if isinstance(parser, ArgumentParser):
+        parser.default_verb = "suite"
+    measuring = bench_engines.add_verbs(verbs)
     serve = verbs.add_parser("serve", help="load on an OpenAI-compatible server, and what its clients see")
     bench_serve.add_arguments(serve)
     startup = verbs.add_parser("startup", help="from the process's first moment to ready, phase by phase")
@@ -62,17 +57,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verb.add_argument("--config", metavar="DIR", required=True, help="folder with config.json: step times")
     allreduce = verbs.add_parser("allreduce", help="sums over GPUs in a graph, ours and NCCL's, by size")
     allreduce.add_argument("--ranks", type=int, default=2, help="GPUs; default: 2")
-    for verb in (latency, suite, serve, startup, scheduler, simulation, admission, fairness, allreduce):
+    for verb in (*measuring, serve, startup, scheduler, simulation, admission, fairness, allreduce):
         verb.add_argument("--json", action="store_true", help="print rows as JSON")
         verb.add_argument("--append", metavar="FILE", help="add the rows to a .jsonl file")
+    bench_report.add_verb(verbs)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.what == "report":
+        return bench_report.run(args)
     if args.append and not Path(args.append).parent.is_dir():  # said before the minutes of measuring
         raise ConfigError(f"--append={args.append}: there is no folder {Path(args.append).parent}")
     makers = {
-        "latency": _latency,
-        "suite": _suite,
+        "latency": bench_engines.latency,
+        "throughput": bench_engines.throughput,
+        "suite": bench_engines.suite,
         "serve": _serve,
         "startup": _startup,
         "scheduler": _scheduler,
@@ -81,52 +80,23 @@ def run(args: argparse.Namespace) -> int:
         "fairness": _fairness,
         "allreduce": _allreduce,
     }
-    for row in makers[args.what](args):
-        print(json.dumps(row) if args.json else _table(row), flush=True)
-        if args.append:
-            from runtime.bench.report import append_row
+    from runtime.bench.rows import append_row
 
+    for number, row in enumerate(makers[args.what](args)):
+        print(_text(args, row, is_first=number == 0), flush=True)
+        if args.append:
             append_row(row, Path(args.append))
     return 0
 
 
-def _latency(args: argparse.Namespace) -> Iterator[Row]:
-    for name in ("batch", "input_len", "output_len", "repeat", "steps"):
-        _require_positive(name, getattr(args, name))
-    from runtime.bench import latency
-    from runtime.bench.scenarios import Scenario, latency_scenario
+def _text(args: argparse.Namespace, row: Row, *, is_first: bool) -> str:
+    from runtime.bench import table
 
-    name = args.scenario or f"decode_b{args.batch or 1}"
-    base = latency_scenario(name) if args.scenario else Scenario(args.batch or 1)
-    chosen = Scenario(args.batch or base.batch, args.input_len or base.input_len, args.output_len or base.output_len)
-    clock = latency.StepClock()
-    arguments: dict[str, Any] = {**engine_arguments(args), **latency.fit(chosen)}
-    if args.overhead:
-        name, arguments["device"] = f"overhead_b{chosen.batch}", "cpu"
-    with latency.engine_for(args.model, arguments, clock, phases=args.overhead, gaps=args.gaps) as llm:
-        if args.overhead:
-            found = latency.overhead(llm, clock, chosen, args.steps)
-        elif args.gaps:
-            _require_cuda(llm.device)
-            name, found = f"{name}_gaps", latency.gaps(llm, clock, chosen)
-        else:
-            found = latency.measure(llm, clock, chosen, args.repeat)
-        device = llm.device
-    sizes = {"batch": chosen.batch, "in": chosen.input_len, "out": chosen.output_len}
-    yield {**_head(args), "scenario": name, **sizes, **found, **_environment(device)}
-
-
-def _suite(args: argparse.Namespace) -> Iterator[Row]:
-    _require_positive("repeat", args.repeat)
-    from runtime.bench import suite
-
-    if args.scenarios == "help":
-        print(*suite.scenario_names())
-        return
-    arguments = engine_arguments(args)
-    fitted = {name: value for name, value in arguments.items() if name not in ("max_num_seqs", "max_model_len")}
-    for row in suite.run(args.model, args.scenarios.split(","), fitted, args.repeat, args.step_log):
-        yield {**_head(args), **row, **_environment(None)}
+    if args.json:
+        return json.dumps(row)
+    if args.what not in _OF_ENGINES:
+        return table.listing(row)
+    return f"{table.heading()}\n{table.line(row)}" if is_first else table.line(row)
 
 
 def _serve(args: argparse.Namespace) -> Iterator[Row]:
@@ -141,9 +111,9 @@ def _startup(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def _scheduler(args: argparse.Namespace) -> Iterator[Row]:
-    _require_positive("batch", args.batch)
-    _require_positive("steps", args.steps)
-    _require_positive("calls", args.calls)
+    require_positive("batch", args.batch)
+    require_positive("steps", args.steps)
+    require_positive("calls", args.calls)
     from runtime.bench import scheduler, scheduler_calls
 
     if args.calls:
@@ -178,7 +148,7 @@ def _simulation(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def _admission(args: argparse.Namespace) -> Iterator[Row]:
-    _require_positive("num_requests", args.num_requests)
+    require_positive("num_requests", args.num_requests)
     from runtime.bench import admission
 
     for row in admission.admission(args.config, args.num_requests):
@@ -203,33 +173,10 @@ def _simulated(args: argparse.Namespace) -> Row:
     return {"engine": "simulated", "model": Path(args.config).resolve().name}
 
 
-def _head(args: argparse.Namespace) -> Row:
-    model = Path(args.model).resolve().name if args.model else "builtin"
-    mode = {"deterministic": True} if args.deterministic else {}
-    return {"engine": "runtime", "model": model, "tp": args.tensor_parallel_size, **mode}
-
-
 def _environment(device: str | None) -> Row:
     """None: the device that an engine takes when none is given."""
     import torch
 
-    from runtime.bench.report import environment
+    from runtime.bench.rows import environment
 
     return environment(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _require_cuda(device: str) -> None:
-    if device != "cuda":
-        raise ConfigError(f"--gaps looks at a GPU, and the engine runs on {device}", hint="--overhead is for a CPU")
-
-
-def _require_positive(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ConfigError(
-            f"--{name.removesuffix('_len').removesuffix('put').replace('_', '-')}={value}: must be at least 1"
-        )
-
-
-def _table(row: Row) -> str:
-    width = max(map(len, row))
-    return "\n".join(f"{name:{width}}  {value}" for name, value in row.items())

@@ -26,7 +26,7 @@ VERBS = {
     "serve": "serve a model over HTTP",
     "inspect": "describe a model folder and check it",
     "doctor": "check this machine",
-    "bench": "measure latency, or the scheduler",
+    "bench": "measure this engine beside others, or its parts",
     "simulate": "serve made-up requests in virtual time",
     "completion": "print a shell's completion script",
     "version": "print versions",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,13 +34,21 @@ _SAMPLING_FLAGS: dict[str, tuple[type, Any, str]] = {
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Refuses what it does not know in one sentence, with the nearest names."""
+    """Refuses what it does not know in one sentence, with the nearest names.
+
+    `default_verb` is the verb of a command line that begins with a flag, where a parser has verbs of its own.
+    """
+
+    default_verb: str | None = None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        found, unknown = self.parse_known_args(args, namespace)
+        given = list(sys.argv[1:] if args is None else args)
+        if self.default_verb and given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
+            given.insert(0, self.default_verb)
+        found, unknown = self.parse_known_args(given, namespace)
         if unknown:
             flag = unknown[0].split("=")[0]
             kind = "flag" if flag.startswith("-") else "argument"

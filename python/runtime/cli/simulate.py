@@ -290,7 +290,7 @@ def _write(args: argparse.Namespace, report: Report, figures: dict[str, Any]) ->
     if args.plot:
         report.plot(args.plot)
     if args.append:
-        from runtime.bench.report import append_row, environment
+        from runtime.bench.rows import append_row, environment
 
         append_row({**figures, **environment("cpu")}, Path(args.append))
     return 0

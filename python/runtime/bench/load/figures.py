@@ -8,7 +8,6 @@ requests that succeeded; throughput counts their tokens alone.
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime.bench.distributions import histogram_ms, percentiles_ms
 from runtime.bench.load.completion_stream import Outcome
 from runtime.bench.load.generator import LoadRun
 
@@ -23,8 +23,6 @@ Row = dict[str, Any]
 Values = npt.NDArray[np.float64]
 
 BUSY_PCT = 80.0  # of a core, from which on the client's own time is in what it measures
-_PERCENTS = (50, 90, 99)
-_BINS_A_DECADE = 10
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def _latencies(served: Sequence[Served]) -> Row:
     }
     row: Row = {}
     for name, values in found.items():
-        row |= _percentiles(name, values)
+        row |= percentiles_ms(name, values)
     if itl.size:
         is_counted = all(one.tokens_are_counted for one in first)
         row |= {"itl_tokens": "counted" if is_counted else "even", "itl_histogram": histogram_ms(itl)}
@@ -147,25 +145,8 @@ def _client(run: LoadRun) -> Row:
     """How far the generator itself can be trusted."""
     late = np.array([max(o.sent_at - o.scheduled_at, 0.0) for o in run.outcomes])
     return {
-        **_percentiles("late", late, (50, 99)),
+        **percentiles_ms("late", late, (50, 99)),
         "late_max_ms": round(1e3 * float(late.max()), 3) if late.size else 0.0,
         "peak_open": run.peak_open,
         "client_cpu_pct": round(100 * run.cpu_s / run.seconds, 1),
     }
-
-
-def _percentiles(name: str, seconds: Sequence[float] | Values, percents: Sequence[int] = _PERCENTS) -> Row:
-    """`NAME_pN_ms`; nothing where there are no values."""
-    ordered = np.sort(np.asarray(seconds, dtype=np.float64))
-    if not ordered.size:
-        return {}
-    ranks = {percent: math.ceil(percent * ordered.size / 100) - 1 for percent in percents}
-    return {f"{name}_p{percent}_ms": round(1e3 * float(ordered[rank]), 3) for percent, rank in ranks.items()}
-
-
-def histogram_ms(seconds: Values) -> list[list[float]]:
-    """[upper bound in ms, count] of each bin that is not empty; ten bins a decade, equal on a logarithmic scale."""
-    exponents = np.ceil(_BINS_A_DECADE * np.log10(np.maximum(1e3 * seconds, 1e-3))).astype(np.int64)
-    bins, counts = np.unique(exponents, return_counts=True)
-    uppers = 10.0 ** (bins / _BINS_A_DECADE)
-    return [[round(float(upper), 4), int(count)] for upper, count in zip(uppers, counts)]
