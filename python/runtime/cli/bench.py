@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = "{latency,suite,serve,startup,scheduler,simulation,admission,fairness,allreduce}"
+    names = "{latency,suite,serve,startup,scheduler,simulation,admission,fairness,allreduce,kernels}"
     verbs = parser.add_subparsers(dest="what", required=True, metavar=names)
     latency = verbs.add_parser("latency", help="mean time of a decode step")
     latency.add_argument("--scenario", help="decode_b1, decode_b8, decode_b64, decode_b256 or decode_b8_long")
@@ -62,7 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verb.add_argument("--config", metavar="DIR", required=True, help="folder with config.json: step times")
     allreduce = verbs.add_parser("allreduce", help="sums over GPUs in a graph, ours and NCCL's, by size")
     allreduce.add_argument("--ranks", type=int, default=2, help="GPUs; default: 2")
-    for verb in (latency, suite, serve, startup, scheduler, simulation, admission, fairness, allreduce):
+    kernels = verbs.add_parser("kernels", help="hot kernels at a model's shapes, on a GPU")
+    kernels.add_argument("--model", metavar="NAME", default="llama-3.1-8b", help="another name lists them")
+    kernels.add_argument("--only", metavar="OPS", help="with commas between; another name lists them")
+    for verb in (latency, suite, serve, startup, scheduler, simulation, admission, fairness, allreduce, kernels):
         verb.add_argument("--json", action="store_true", help="print rows as JSON")
         verb.add_argument("--append", metavar="FILE", help="add the rows to a .jsonl file")
 
@@ -80,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         "admission": _admission,
         "fairness": _fairness,
         "allreduce": _allreduce,
+        "kernels": _kernels,
     }
     for row in makers[args.what](args):
         print(json.dumps(row) if args.json else _table(row), flush=True)
@@ -197,6 +201,14 @@ def _allreduce(args: argparse.Namespace) -> Iterator[Row]:
 
     for row in all_reduce.measure(args.ranks):
         yield {"engine": "runtime", **row, **_environment("cuda")}
+
+
+def _kernels(args: argparse.Namespace) -> Iterator[Row]:
+    from runtime.bench import kernels
+    from runtime.bench.report import commit
+
+    ops = args.only.split(",") if args.only else kernels.OPS
+    yield from kernels.measure(args.model, ops, commit() or "")
 
 
 def _simulated(args: argparse.Namespace) -> Row:
