@@ -18,6 +18,12 @@
 namespace runtime::bench {
 namespace {
 
+#ifdef __clang__
+constexpr char kCompiler[] = __VERSION__;
+#else
+constexpr char kCompiler[] = "gcc " __VERSION__;
+#endif
+
 struct CloseFile {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
@@ -135,7 +141,7 @@ Json::Object Environment() {
   const long num_cores = sysconf(_SC_NPROCESSORS_ONLN);
   return {{"device", Json(CpuName() + ", " + std::to_string(num_cores) + " cores")},
           {"versions", Json(Json::Object{{"runtime", Json(std::string_view(Version()))},
-                                         {"compiler", Json(std::string_view(__VERSION__))}})},
+                                         {"compiler", Json(std::string_view(kCompiler))}})},
           {"commit", has_commit ? Json(std::string_view(commit)) : Json()},
           {"date", Json(Today())}};
 }
