@@ -205,10 +205,9 @@ def _allreduce(args: argparse.Namespace) -> Iterator[Row]:
 
 def _kernels(args: argparse.Namespace) -> Iterator[Row]:
     from runtime.bench import kernels
-    from runtime.bench.report import commit
 
     ops = args.only.split(",") if args.only else kernels.OPS
-    yield from kernels.measure(args.model, ops, commit() or "")
+    yield from kernels.measure(args.model, ops, _environment("cpu")["commit"] or "")
 
 
 def _simulated(args: argparse.Namespace) -> Row:
