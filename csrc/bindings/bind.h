@@ -11,6 +11,7 @@ void BindKvCache(pybind11::module_& m);
 void BindLauncher(pybind11::module_& m);
 void BindPeerBuffers(pybind11::module_& m);
 void BindRequestParams(pybind11::module_& m);
+void BindRoofline(pybind11::module_& m);
 void BindScheduler(pybind11::module_& m);
 void BindSimulation(pybind11::module_& m);
 void BindStepPlan(pybind11::module_& m);

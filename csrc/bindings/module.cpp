@@ -15,6 +15,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   runtime::bindings::BindPeerBuffers(m);
   runtime::bindings::BindRequestParams(m);
   runtime::bindings::BindStepTime(m);
+  runtime::bindings::BindRoofline(m);
   runtime::bindings::BindScheduler(m);
   runtime::bindings::BindSimulation(m);
   runtime::bindings::BindStepPlan(m);

@@ -13,6 +13,7 @@
 
 #include "bindings/bind.h"
 #include "runtime/error.h"
+#include "scheduler/setting_names.h"
 
 namespace py = pybind11;
 
@@ -56,23 +57,6 @@ std::vector<TokenId> ToTokenIds(const py::object& ids) {
   }
   return tokens;
 }
-
-// The value that `name` stands for, by its place in `names`.
-template <typename Enum, std::size_t N>
-Enum FromName(const char* setting, const std::string& name,
-              const std::array<std::string_view, N>& names) {
-  std::string all;
-  for (std::size_t i = 0; i < N; ++i) {
-    if (names[i] == name) return static_cast<Enum>(i);
-    all += (i == 0 ? "" : ", ") + std::string(names[i]);
-  }
-  throw ConfigError(std::string(setting) + "='" + name + "': must be one of " + all);
-}
-
-constexpr std::array<std::string_view, 3> kPolicies{"fcfs", "priority", "fair"};
-constexpr std::array<std::string_view, 4> kAdmissions{"none", "max_tokens", "past_future",
-                                                      "oracle"};
-constexpr std::array<std::string_view, 2> kEvictions{"lru", "cost"};
 
 SchedulerConfig MakeConfig(
     std::int32_t max_num_seqs, std::int32_t max_num_batched_tokens, std::int32_t block_size,

@@ -7,9 +7,11 @@
 #include <chrono>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "bindings/bind.h"
 #include "runtime/event_log.h"
+#include "scheduler/setting_names.h"
 
 namespace py = pybind11;
 using py::literals::operator""_a;
@@ -93,11 +95,20 @@ Lengths MakeLengths(const std::string& kind, double a, double b) {
   throw py::value_error("kind must be fixed, uniform, lognormal or exponential, not " + kind);
 }
 
-RouterKind ToRouter(const std::string& name) {
-  if (name == "round_robin") return RouterKind::kRoundRobin;
-  if (name == "least_work") return RouterKind::kLeastWork;
-  if (name == "prefix_aware") return RouterKind::kPrefixAware;
-  throw py::value_error("router must be round_robin, least_work or prefix_aware, not " + name);
+// As MakeLengths takes them.
+py::tuple ToTuple(const Lengths& lengths) {
+  constexpr const char* kKinds[] = {"fixed", "uniform", "lognormal", "exponential"};
+  return py::make_tuple(kKinds[static_cast<int>(lengths.kind)], lengths.a, lengths.b);
+}
+
+// Arguments of runtime.simulation.Workload.
+py::typing::Dict<py::str, py::object> ArgumentsOf(const NamedWorkload& named) {
+  const Workload& workload = named.workload;
+  return py::dict("name"_a = named.name, "prompt"_a = ToTuple(workload.prompt),
+                  "output"_a = ToTuple(workload.output),
+                  "rate"_a = named.has_rate ? py::cast(workload.rate) : py::none(),
+                  "cv"_a = workload.cv, "num_trees"_a = workload.prefixes.num_trees,
+                  "prompt_share"_a = workload.prefixes.prompt_share);
 }
 
 void BindWorkload(py::module_& m) {
@@ -139,6 +150,19 @@ void BindWorkload(py::module_& m) {
            "prompt"_a, "output"_a, py::kw_only(), "num_requests"_a, "seed"_a, "rate"_a, "cv"_a,
            "concurrency"_a, "queue_depth"_a, "max_tokens"_a, "prefixes"_a)
       .def_readonly("num_requests", &Workload::num_requests);
+  m.def(
+      "find_workload", [](const std::string& name) { return ArgumentsOf(FindWorkload(name)); },
+      "name"_a,
+      "Arguments of a workload with a name, or one described as fixed:IN,OUT or "
+      "uniform:LEAST,LARGEST. Raises ConfigError.");
+  m.def(
+      "workload_names",
+      [] {
+        std::vector<std::string> names;
+        for (const NamedWorkload& named : NamedWorkloads()) names.push_back(named.name);
+        return names;
+      },
+      "Of workloads whose parameters are published.");
   m.attr("simulated_request") = py::dtype::of<SimulatedRequest>();
 }
 
@@ -211,7 +235,8 @@ void BindSimulation(py::module_& m) {
       .def(py::init([](const ReplicaConfig& replica, std::int32_t num_replicas,
                        const std::string& router, double report_interval_s,
                        std::int32_t num_threads) {
-             FleetConfig config{replica, num_replicas, ToRouter(router), report_interval_s,
+             FleetConfig config{replica, num_replicas,
+                                FromName<RouterKind>("router", router, kRouters), report_interval_s,
                                 num_threads};
              config.Validate();
              return config;

@@ -36,6 +36,15 @@ StepTimeModel MakeModel(
   return model;
 }
 
+// As MakeModel takes them.
+std::vector<std::tuple<std::int32_t, double, double, double>> Buckets(const StepTimeModel& model) {
+  std::vector<std::tuple<std::int32_t, double, double, double>> buckets;
+  for (const auto& b : model.buckets) {
+    buckets.emplace_back(b.num_tokens, b.launch_s, b.gemm_s, b.collective_s);
+  }
+  return buckets;
+}
+
 }  // namespace
 
 void BindStepTime(py::module_& m) {
@@ -64,10 +73,19 @@ void BindStepTime(py::module_& m) {
       .def(py::init(&MakeModel), py::kw_only(), "buckets"_a, "max_graph_rows"_a = 0,
            "decode_tile_s"_a = 0.0, "repeated_tile_share"_a = 1.0, "prefill_tile_s"_a = 0.0,
            "host_s"_a = 0.0, "row_s"_a = 0.0)
+      .def_property_readonly("buckets", &Buckets, "(num_tokens, launch_s, gemm_s, collective_s)")
+      .def_readonly("max_graph_rows", &StepTimeModel::max_graph_rows)
+      .def_readonly("decode_tile_s", &StepTimeModel::decode_tile_s)
+      .def_readonly("prefill_tile_s", &StepTimeModel::prefill_tile_s)
+      .def_readonly("host_s", &StepTimeModel::host_s)
       .def(
           "seconds",
           [](const StepTimeModel& self, const StepFeatures& f) { return self.Of(f).total(); },
-          "features"_a);
+          "features"_a)
+      .def_property_readonly("recompute_token_s", &StepTimeModel::RecomputeTokenSeconds,
+                             "of SchedulerConfig, on this device")
+      .def_property_readonly("recompute_context_s", &StepTimeModel::RecomputeContextSeconds,
+                             "of SchedulerConfig, on this device");
 }
 
 }  // namespace runtime::bindings

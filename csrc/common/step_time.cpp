@@ -82,6 +82,16 @@ StepTime StepTimeModel::Of(const StepFeatures& features) const {
           host_s + row_s * features.num_rows};
 }
 
+double StepTimeModel::RecomputeTokenSeconds() const {
+  constexpr std::int32_t kChunk = 4096;
+  return std::min(Of({.num_rows = 1, .num_tokens = kChunk}).total() / kChunk, 1.0);
+}
+
+double StepTimeModel::RecomputeContextSeconds() const {
+  constexpr double kPairs = double{StepFeatures::kTileLen} * StepFeatures::kTileLen;
+  return std::min(prefill_tile_s / kPairs, 1e-5);
+}
+
 void StepTimeModel::Validate() const {
   RequireSetting(!buckets.empty(), "number of buckets of the step-time model", buckets.size(),
                  "at least 1");

@@ -128,15 +128,20 @@ print("\n".join(dict.fromkeys(found + names)))
 
 }  // namespace
 
-std::string FindPython(const std::string& chosen) {
+std::string FindPython(const std::string& chosen, const std::string& beside) {
   if (!chosen.empty()) return Require("EngineConfig::python", chosen);
   if (const auto given = Variable("RUNTIME_PYTHON"); !given.empty()) {
     return Require("RUNTIME_PYTHON", given);
   }
   Search search;
   search.Skip("$RUNTIME_PYTHON", "not set");
-  if (const fs::path own = OwnEnvironment(); !own.empty()) return own / "bin" / "python3";
-  search.Skip("the environment that libruntime.so is in", "it is in none");
+  if (!beside.empty()) {
+    if (search.Try("beside the program", beside)) return beside;
+  } else if (const fs::path own = OwnEnvironment(); !own.empty()) {
+    return own / "bin" / "python3";
+  } else {
+    search.Skip("the environment that libruntime.so is in", "it is in none");
+  }
   for (const char* name : {"VIRTUAL_ENV", "CONDA_PREFIX"}) {
     const std::string folder = Variable(name);
     const std::string where = std::string("$") + name;

@@ -5,10 +5,11 @@
 
 namespace runtime::embed {
 
-// The interpreter to host: `chosen` if it is not empty, then $RUNTIME_PYTHON, the environment that
-// this library is installed in, $VIRTUAL_ENV, $CONDA_PREFIX, python3 on $PATH. Throws
-// PythonNotFound that says what was searched.
-std::string FindPython(const std::string& chosen);
+// The interpreter to use: `chosen` if it is not empty, then $RUNTIME_PYTHON, the environment that
+// this library is installed in, $VIRTUAL_ENV, $CONDA_PREFIX, python3 on $PATH. A program gives the
+// interpreter `beside` it instead of a library's environment. Throws PythonNotFound that says what
+// was searched.
+std::string FindPython(const std::string& chosen, const std::string& beside = "");
 
 // Where the shared library of that interpreter may be, best guess first; the interpreter is asked.
 // Throws PythonNotFound when it does not answer.

@@ -16,11 +16,13 @@ __all__: list[str] = [
     "BlockAllocator",
     "Communicator",
     "DataType",
+    "DeviceLimits",
     "FleetConfig",
     "Launcher",
     "Lengths",
     "Mailbox",
     "MailboxMetrics",
+    "ModelShape",
     "PeerBuffers",
     "RankFailure",
     "RankLink",
@@ -29,6 +31,7 @@ __all__: list[str] = [
     "ReplayReport",
     "ReplicaConfig",
     "RequestParams",
+    "Roofline",
     "Scheduler",
     "SchedulerConfig",
     "SchedulerSnapshot",
@@ -39,6 +42,8 @@ __all__: list[str] = [
     "StepResult",
     "StepTimeModel",
     "Workload",
+    "find_workload",
+    "known_devices",
     "load_nccl",
     "replay",
     "simulate",
@@ -46,6 +51,7 @@ __all__: list[str] = [
     "simulated_request",
     "step_features",
     "step_plan",
+    "workload_names",
 ]
 
 class DataType:
@@ -497,6 +503,180 @@ class StepTimeModel:
         row_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     ) -> None: ...
     def seconds(self, features: StepFeatures) -> float: ...
+    @property
+    def buckets(self) -> list[tuple[int, float, float, float]]:
+        """
+        (num_tokens, launch_s, gemm_s, collective_s)
+        """
+    @property
+    def decode_tile_s(self) -> float: ...
+    @property
+    def host_s(self) -> float: ...
+    @property
+    def max_graph_rows(self) -> int: ...
+    @property
+    def prefill_tile_s(self) -> float: ...
+    @property
+    def recompute_context_s(self) -> float:
+        """
+        of SchedulerConfig, on this device
+        """
+    @property
+    def recompute_token_s(self) -> float:
+        """
+        of SchedulerConfig, on this device
+        """
+
+class DeviceLimits:
+    """
+    What one accelerator gives; the defaults are those of an H200 SXM. Rates are a second's, sizes bytes, utilization is the share of the memory for weights and KV cache, reserve bytes of it that neither gets; launch_s and host_s are of every step. Raises ConfigError.
+    """
+    def __init__(
+        self,
+        *,
+        bandwidth: typing.SupportsFloat | typing.SupportsIndex = 4300000000000.0,
+        flops: typing.SupportsFloat | typing.SupportsIndex = 788000000000000.0,
+        link: typing.SupportsFloat | typing.SupportsIndex = 450000000000.0,
+        bus_bandwidth: typing.SupportsFloat | typing.SupportsIndex = 340000000000.0,
+        one_shot_s: typing.SupportsFloat | typing.SupportsIndex = 2.8e-06,
+        two_shot_s: typing.SupportsFloat | typing.SupportsIndex = 5e-06,
+        ring_s: typing.SupportsFloat | typing.SupportsIndex = 1e-05,
+        memory: typing.SupportsFloat | typing.SupportsIndex = 150754820096.0,
+        utilization: typing.SupportsFloat | typing.SupportsIndex = 0.9,
+        reserve: typing.SupportsFloat | typing.SupportsIndex = 2500000000.0,
+        launch_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        host_s: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+    ) -> None: ...
+    def all_reduce_s(
+        self, num_bytes: typing.SupportsFloat | typing.SupportsIndex, tp: typing.SupportsInt | typing.SupportsIndex
+    ) -> float:
+        """
+        Seconds to sum so many bytes over `tp` devices, the fastest way.
+        """
+    @property
+    def bandwidth(self) -> float: ...
+    @property
+    def bus_bandwidth(self) -> float: ...
+    @property
+    def flops(self) -> float: ...
+    @property
+    def host_s(self) -> float: ...
+    @property
+    def launch_s(self) -> float: ...
+    @property
+    def link(self) -> float: ...
+    @property
+    def memory(self) -> float: ...
+    @property
+    def one_shot_s(self) -> float: ...
+    @property
+    def reserve(self) -> float: ...
+    @property
+    def ring_s(self) -> float: ...
+    @property
+    def two_shot_s(self) -> float: ...
+    @property
+    def utilization(self) -> float: ...
+
+class ModelShape:
+    """
+    Sizes of a decoder-only transformer, in parameters where not said otherwise.
+    """
+    @staticmethod
+    def from_config(json: str) -> ModelShape:
+        """
+        From the text of a config.json. Raises ModelFormatError.
+        """
+    @property
+    def active(self) -> float:
+        """
+        that one token is multiplied with, the head left out
+        """
+    @property
+    def dense(self) -> float:
+        """
+        of all layers, read in every step
+        """
+    @property
+    def embedding(self) -> float:
+        """
+        besides the head; 0: tied
+        """
+    @property
+    def expert(self) -> float:
+        """
+        one of them
+        """
+    @property
+    def experts(self) -> int:
+        """
+        of such a layer
+        """
+    @property
+    def experts_per_token(self) -> int: ...
+    @property
+    def head(self) -> float: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def moe_layers(self) -> int: ...
+    @property
+    def total(self) -> float: ...
+
+class Roofline:
+    """
+    Step times that a device cannot beat: each matrix product and attention takes the longer of reading and computing. Raises ConfigError.
+    """
+    def __init__(
+        self,
+        shape: ModelShape,
+        device: DeviceLimits,
+        *,
+        tp: typing.SupportsInt | typing.SupportsIndex = 1,
+        weight_bytes: typing.SupportsFloat | typing.SupportsIndex = 2.0,
+        kv_bytes: typing.SupportsFloat | typing.SupportsIndex = 2.0,
+    ) -> None: ...
+    def decode_s(
+        self, batch: typing.SupportsFloat | typing.SupportsIndex, context: typing.SupportsFloat | typing.SupportsIndex
+    ) -> float:
+        """
+        A step of so many requests with `context` tokens in the mean.
+        """
+    def offline_s(
+        self,
+        requests: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
+        ],
+    ) -> float:
+        """
+        (prompt_len, output_len) of requests that all run at once.
+        """
+    def prefill_s(self, prompt_lens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> float:
+        """
+        Prompts computed together.
+        """
+    def step_times(self, max_num_seqs: typing.SupportsInt | typing.SupportsIndex) -> StepTimeModel:
+        """
+        The language model's head sees so many tokens of a step at most.
+        """
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """
+        on one rank
+        """
+    @property
+    def kv_tokens(self) -> int:
+        """
+        that fit beside the weights; negative: the weights do not fit
+        """
 
 class SchedulerConfig:
     """
@@ -1046,6 +1226,16 @@ class step_plan:
     STEP_GREEDY_ONLY: typing.ClassVar[int] = 1
     VERSION: typing.ClassVar[int] = 1
 
+def find_workload(name: str) -> dict[str, typing.Any]:
+    """
+    Arguments of a workload with a name, or one described as fixed:IN,OUT or uniform:LEAST,LARGEST. Raises ConfigError.
+    """
+
+def known_devices() -> dict[str, DeviceLimits]:
+    """
+    Measured limits by the name that the driver gives.
+    """
+
 def load_nccl(library: str = "", folders: collections.abc.Sequence[str] = []) -> tuple[str, int]:
     """
     Path and version (22809 is 2.28.9) of NCCL; the first call that finds it decides for the process. Searched in this order: `library`; what is loaded; $RUNTIME_NCCL_LIB; `folders`; the system. Raises ConfigError with all that was searched.
@@ -1075,6 +1265,11 @@ def simulate_fleet(config: FleetConfig, trace: numpy.ndarray) -> SimulationResul
 def step_features(plan: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]) -> StepFeatures:
     """
     Of a plan that a Scheduler wrote, int32 words.
+    """
+
+def workload_names() -> list[str]:
+    """
+    Of workloads whose parameters are published.
     """
 
 __version__: str = "0.1.0"

@@ -77,6 +77,15 @@ TEST_F(FindPythonTest, TakesTheFirstInItsOrder) {
   EXPECT_EQ(FindPython(chosen), chosen);
 }
 
+TEST_F(FindPythonTest, AProgramLooksBesideItself) {
+  const std::string in_venv = Program("venv/bin/python3"), beside = Program("bin/python3");
+  setenv("VIRTUAL_ENV", (folder_ / "venv").c_str(), 1);
+  EXPECT_EQ(FindPython("", beside), beside);
+  EXPECT_EQ(FindPython("", folder_ / "elsewhere"), in_venv);
+  setenv("RUNTIME_PYTHON", in_venv.c_str(), 1);
+  EXPECT_EQ(FindPython("", beside), in_venv);
+}
+
 TEST_F(FindPythonTest, AnInterpreterNamesItsLibraries) {
   const std::string python = Program("python3", "/a/libpython3.so\n\nlibpython3.so");
   EXPECT_EQ(LibpythonCandidates(python),

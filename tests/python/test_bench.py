@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from runtime.bench import scheduler_calls, suite
 from runtime.bench.limits import decode_step_s, offline_s, on_paper
@@ -106,3 +107,18 @@ def test_sums_need_a_gpu_for_each_rank(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert main(["bench", "allreduce", "--ranks", "2"]) == 2
     assert "--ranks=2: two or more are needed, with a GPU each; torch sees 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, code, text",
+    [
+        (("--only", "linear,rowwize"), 2, "--only=rowwize: must be of token_attention, context_attention, linear"),
+        (("--model", "llama"), 2, "--model=llama: must be of llama-3.1-8b"),
+        pytest.param(
+            (), 69, "torch sees none", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+        ),
+    ],
+)
+def test_kernels_say_what_they_cannot_time(capsys, flags, code, text):
+    assert main(["bench", "kernels", *flags]) == code
+    assert text in capsys.readouterr().err

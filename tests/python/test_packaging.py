@@ -84,4 +84,10 @@ def test_wheel_serves_cpp_programs(wheel_files):
 
 def test_wheel_holds_nothing_of_the_repository_alone(wheel_files):
     top = {info.filename.split("/")[0] for info in wheel_files}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"runtime"}
+    assert {name for name in top if not name.endswith((".dist-info", ".data"))} == {"runtime"}
+
+
+def test_wheel_brings_one_program(wheel_files):
+    program = [info for info in wheel_files if ".data/" in info.filename]
+    assert [info.filename.split(".data/")[1] for info in program] == ["scripts/runtime-bench"]
+    assert (program[0].external_attr >> 16) & 0o111  # may be run

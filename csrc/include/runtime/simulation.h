@@ -80,6 +80,17 @@ struct Workload {
   void Validate() const;
 };
 
+// A workload whose parameters are published.
+struct NamedWorkload {
+  std::string name;
+  Workload workload;      // its rate is infinite if it has none of its own
+  bool has_rate = false;  // false: whoever uses it must say how requests arrive
+};
+// azure-conversation, azure-code, arxiv, mooncake, sharegpt and uniform.
+std::span<const NamedWorkload> NamedWorkloads();
+// One of them, or one described as fixed:IN,OUT or uniform:LEAST,LARGEST. Throws ConfigError.
+NamedWorkload FindWorkload(const std::string& name);
+
 // Yields requests in the order of their arrival.
 class RequestSource {
  public:

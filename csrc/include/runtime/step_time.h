@@ -57,6 +57,12 @@ struct StepTimeModel {
   double row_s = 0.0;  // of the host, for each row
 
   StepTime Of(const StepFeatures& features) const;
+
+  // What the scheduler's recompute_token_s and recompute_context_s are on this device, within the
+  // bounds of SchedulerConfig: a token of a large prefill, where weights are read once for many.
+  double RecomputeTokenSeconds() const;
+  double RecomputeContextSeconds() const;
+
   // Throws ConfigError.
   void Validate() const;
 };

@@ -14,7 +14,7 @@ import json
 import platform
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 import triton
 
+from ..errors import ConfigError, DeviceNotFoundError, did_you_mean
 from ..kernels.context_attention import context_attention
 from ..kernels.linear import linear
 from ..kernels.token_attention import token_attention
@@ -41,6 +42,7 @@ from .kernels_rowwise import rowwise_rows
 
 Row = dict[str, Any]
 
+OPS = ("token_attention", "context_attention", "linear", "rowwise")
 DTYPE = torch.bfloat16
 POOL_BYTES = 8 << 30
 ROWS_OF_LINEAR = (1, 2, 8, 16, 32, 64, 128, 256)
@@ -170,7 +172,7 @@ def linear_rows(shapes: ModelShapes, device: torch.device) -> Iterator[Row]:
         yield {**row, "us": round(step[num_rows, way], 1), "library_us": round(step[num_rows, "library"], 1)}
 
 
-def _rows(model: str, ops: list[str], device: torch.device) -> Iterator[Row]:
+def _rows(model: str, ops: Sequence[str], device: torch.device) -> Iterator[Row]:
     shapes = MODELS[model]
     makers: dict[str, Callable[[], Iterator[Row]]] = {
         "token_attention": lambda: itertools.chain(
@@ -204,26 +206,43 @@ def environment(commit: str) -> Row:
     return {"device": torch.cuda.get_device_name(), "versions": versions, "commit": commit}
 
 
+def measure(model: str, ops: Sequence[str], commit: str) -> Iterator[Row]:
+    """The rows of some of `OPS` at the shapes of one of `MODELS`.
+
+    Raises:
+        ConfigError: another name.
+        DeviceNotFoundError: torch sees no CUDA device.
+    """
+    for flag, names, known in (("--model", [model], MODELS), ("--only", ops, OPS)):
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"{flag}={name}: must be of {', '.join(known)}{did_you_mean(name, known)}")
+    if not torch.cuda.is_available():
+        raise DeviceNotFoundError("kernels are timed on a CUDA device, and torch sees none")
+    torch.manual_seed(0)
+    common = environment(commit)
+    for row in _rows(model, ops, torch.device("cuda")):
+        yield {**row, **common}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="runtime.bench.kernels", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", "--json", type=Path, help="file that gets one JSON object a line")
-    ops = "token_attention,context_attention,linear,rowwise"
-    parser.add_argument("--only", default=ops, help="ops, with commas between")
-    parser.add_argument("--model", choices=MODELS, default="llama-3.1-8b")
+    parser.add_argument("--only", default=",".join(OPS), help="ops, with commas between")
+    parser.add_argument("--model", default="llama-3.1-8b", help=", ".join(MODELS))
     parser.add_argument("--commit", default="", help="named in each row")
     args = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        print("runtime.bench.kernels: times kernels on a CUDA device, and torch sees none", file=sys.stderr)
-        return 2
-    torch.manual_seed(0)
-    common = environment(args.commit)
     rows: list[Row] = []
-    for row in _rows(args.model, args.only.split(","), torch.device("cuda")):
-        rows.append({**row, **common})
-        _print_row(row)
-        if args.out:
-            args.out.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    print(f"{common['device']}, copy {copy_bandwidth() / 1e12:.2f} TB/s")
+    try:
+        for row in measure(args.model, args.only.split(","), args.commit):
+            rows.append(row)
+            _print_row(row)
+            if args.out:
+                args.out.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    except ConfigError as error:
+        print(f"runtime.bench.kernels: {error}", file=sys.stderr)
+        return 2
+    print(f"{rows[0]['device']}, copy {copy_bandwidth() / 1e12:.2f} TB/s")
     return 0
 
 

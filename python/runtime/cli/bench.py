@@ -23,7 +23,9 @@ _OF_ENGINES = ("latency", "throughput", "suite")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = "{latency,throughput,suite,serve,startup,scheduler,simulation,admission,fairness,allreduce,report}"
+    names = (
+        "{latency,throughput,suite,serve,startup,scheduler,simulation,admission,fairness,allreduce,kernels,report}"
+    )
     verbs = parser.add_subparsers(dest="what", required=True, metavar=names)
     if isinstance(parser, ArgumentParser):
         parser.default_verb = "suite"
@@ -57,7 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verb.add_argument("--config", metavar="DIR", required=True, help="folder with config.json: step times")
     allreduce = verbs.add_parser("allreduce", help="sums over GPUs in a graph, ours and NCCL's, by size")
     allreduce.add_argument("--ranks", type=int, default=2, help="GPUs; default: 2")
-    for verb in (*measuring, serve, startup, scheduler, simulation, admission, fairness, allreduce):
+    kernels = verbs.add_parser("kernels", help="hot kernels at a model's shapes, on a GPU")
+    kernels.add_argument("--model", metavar="NAME", default="llama-3.1-8b", help="another name lists them")
+    kernels.add_argument("--only", metavar="OPS", help="with commas between; another name lists them")
+    for verb in (*measuring, serve, startup, scheduler, simulation, admission, fairness, allreduce, kernels):
         verb.add_argument("--json", action="store_true", help="print rows as JSON")
         verb.add_argument("--append", metavar="FILE", help="add the rows to a .jsonl file")
     bench_report.add_verb(verbs)
@@ -79,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         "admission": _admission,
         "fairness": _fairness,
         "allreduce": _allreduce,
+        "kernels": _kernels,
     }
     from runtime.bench.rows import append_row
 
@@ -167,6 +173,13 @@ def _allreduce(args: argparse.Namespace) -> Iterator[Row]:
 
     for row in all_reduce.measure(args.ranks):
         yield {"engine": "runtime", **row, **_environment("cuda")}
+
+
+def _kernels(args: argparse.Namespace) -> Iterator[Row]:
+    from runtime.bench import kernels
+
+    ops = args.only.split(",") if args.only else kernels.OPS
+    yield from kernels.measure(args.model, ops, _environment("cpu")["commit"] or "")
 
 
 def _simulated(args: argparse.Namespace) -> Row:

@@ -3,7 +3,7 @@
 from runtime.simulation.calibration import StepLog, calibrate, fit_step_times, nnls
 from runtime.simulation.capacity import Capacity, find_capacity
 from runtime.simulation.replay import Replay, replay
-from runtime.simulation.roofline import Device, ModelShape, kv_tokens, roofline, tile_tokens
+from runtime.simulation.roofline import Device, kv_tokens, roofline, tile_tokens
 from runtime.simulation.run import Report, Settings, Slo, simulate
 from runtime.simulation.step_times import CALIBRATION_VERSION, StepTimes, load_calibration
 from runtime.simulation.traces import read_trace
@@ -14,7 +14,6 @@ __all__ = [
     "WORKLOADS",
     "Capacity",
     "Device",
-    "ModelShape",
     "Replay",
     "Report",
     "Settings",

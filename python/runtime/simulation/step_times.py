@@ -13,7 +13,6 @@ from runtime import _core
 from runtime.errors import ConfigError, shorten
 
 CALIBRATION_VERSION = 2
-_PREFILL_CHUNK = 4096
 _COEFFICIENTS = ("decode_tile_s", "repeated_tile_share", "prefill_tile_s", "host_s", "row_s")
 
 
@@ -55,11 +54,8 @@ class StepTimes:
 
     def recompute_costs(self) -> dict[str, float]:
         """Arguments of `_core.SchedulerConfig`: seconds to compute a token's KV, and more for each token of context."""
-        # of one token in a large prefill, where the weights are read once for many
-        chunk = _core.StepFeatures(1, 0, _PREFILL_CHUNK, 0, 0)
-        token_s = self.model().seconds(chunk) / _PREFILL_CHUNK
-        context_s = self.prefill_tile_s / _core.StepFeatures.TILE_LEN**2
-        return {"recompute_token_s": min(token_s, 1.0), "recompute_context_s": min(context_s, 1e-5)}
+        model = self.model()
+        return {"recompute_token_s": model.recompute_token_s, "recompute_context_s": model.recompute_context_s}
 
     def save(self, path: str | Path) -> None:
         content = {"version": CALIBRATION_VERSION, **dataclasses.asdict(self)}

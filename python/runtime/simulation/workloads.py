@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 
 from runtime import _core
-from runtime.errors import ConfigError, did_you_mean
+from runtime.errors import ConfigError
 
 # kind and parameters, as `_core.Lengths` takes them: fixed(length), uniform(least, largest), lognormal(mu, sigma),
 # exponential(mean)
@@ -81,60 +81,18 @@ class Workload:
         )
 
 
-def _lognormal(mu: float, sigma: float) -> LengthSpec:
-    return ("lognormal", mu, sigma)
-
-
-WORKLOADS: dict[str, Workload] = {
-    workload.name: workload
-    for workload in (
-        Workload(
-            name="azure-conversation", prompt=_lognormal(6.63, 0.985), output=_lognormal(5.02, 0.86), rate=5.5, cv=1.09
-        ),
-        Workload(name="azure-code", prompt=_lognormal(7.00, 1.36), output=_lognormal(2.79, 0.85), cv=13.0),
-        Workload(name="arxiv", prompt=_lognormal(7.72, 0.755), output=_lognormal(5.19, 0.80)),
-        # 37 % of its prompt tokens are found in the cache; here 16 prefixes cover that share of every prompt
-        Workload(
-            name="mooncake",
-            prompt=_lognormal(8.74, 1.20),
-            output=_lognormal(5.34, 1.36),
-            num_trees=16,
-            prompt_share=0.37,
-        ),
-        # only the means are published
-        Workload(name="sharegpt", prompt=("exponential", 202.0), output=("exponential", 179.0)),
-        Workload(name="uniform", prompt=("uniform", 100.0, 1024.0), output=("uniform", 100.0, 1024.0)),
-    )
-}
-
-
 def workload_named(text: str) -> Workload:
     """A workload of `WORKLOADS`, or one described as fixed:IN,OUT or uniform:LEAST,LARGEST.
 
     Raises:
         ConfigError: neither.
     """
-    if text in WORKLOADS:
-        return WORKLOADS[text]
-    kind, _, numbers = text.partition(":")
-    try:
-        first, second = (float(number) for number in numbers.split(","))
-    except ValueError:
-        raise _unknown(text) from None
-    if kind == "fixed":
-        return Workload(name=text, prompt=("fixed", first), output=("fixed", second))
-    if kind == "uniform":
-        return Workload(name=text, prompt=("uniform", first, second), output=("uniform", first, second))
-    raise _unknown(text)
+    return Workload(**_core.find_workload(text))
+
+
+WORKLOADS = {name: workload_named(name) for name in _core.workload_names()}
 
 
 def with_changes(workload: Workload, **changes: object) -> Workload:
     """The workload with those of `changes` that are not None."""
     return dataclasses.replace(workload, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
-
-
-def _unknown(text: str) -> ConfigError:
-    return ConfigError(
-        f"unknown workload {text!r}{did_you_mean(text, WORKLOADS)}",
-        hint=f"one of {', '.join(WORKLOADS)}, fixed:IN,OUT or uniform:LEAST,LARGEST",
-    )
