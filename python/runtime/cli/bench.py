@@ -23,9 +23,7 @@ _OF_ENGINES = ("latency", "throughput", "suite")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = (
-        "{latency,throughput,suite,serve,startup,scheduler,simulation,admission,fairness,allreduce,kernels,report}"
-    )
+    names = "{latency,throughput,suite,serve,startup,scheduler,simulation,admission,fairness,allreduce,kernels,report}"
     verbs = parser.add_subparsers(dest="what", required=True, metavar=names)
     if isinstance(parser, ArgumentParser):
         parser.default_verb = "suite"
