@@ -11,7 +11,7 @@ PACKAGE = ROOT / "python" / "runtime"
 SHARED = {"config", "errors", "log", "start_timer"}
 BELOW_ENGINE = {"basemodel", "kernels", "parallel", "loader", "models", "_core"}
 BELOW_LLM = BELOW_ENGINE | {"engine", "outputs", "prompts", "sampling_params", "structured_outputs"}
-BELOW_LLM |= {"tokenizer", "chat_template"}
+BELOW_LLM |= {"tokenizer", "chat_template", "line_process"}
 VERBS = BELOW_LLM | {"llm", "bench", "cli", "server", "simulation"}
 # part of the package -> the parts it may import, besides SHARED
 ALLOWED = {
@@ -24,10 +24,11 @@ ALLOWED = {
     "prompts": {"tokenizer"},
     "sampling_params": {"_core", "structured_outputs"},
     "structured_outputs": set(),
-    "chat_template": set(),
+    "chat_template": {"line_process"},
     "chat_template_worker": set(),
+    "line_process": set(),
     "tokenizer": {"chat_template", "loader"},
-    "engine": BELOW_ENGINE - {"models"} | {"outputs", "sampling_params", "structured_outputs", "tokenizer"},
+    "engine": BELOW_ENGINE - {"models"} | {"line_process", "outputs", "sampling_params", "structured_outputs", "tokenizer"},
     "worker": {"_core", "engine"},
     "llm": BELOW_LLM - {"models"},
     "embedded": BELOW_LLM - {"models"},

@@ -1,0 +1,107 @@
+"""Masks of the ids that rows may take: from the matchers to the device, between a step's model and its sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from runtime.kernels import ops
+
+if TYPE_CHECKING:
+    from runtime.engine.constraint import Constraint
+    from runtime.engine.model_runner import ModelRunner, Step
+    from runtime.engine.request import Completion
+    from runtime.kernels.step_state import RowState
+
+Words = npt.NDArray[np.int32]
+
+
+class MaskTransfers:
+    """Masks on the host, one buffer per plan that may exist at once, and their way to the rows' `allowed_mask`.
+
+    On CUDA the host's memory is pinned and a kernel reads it there: the copy of a few rows is one launch.
+    """
+
+    def __init__(self, rows: RowState, num_buffers: int) -> None:
+        self._allowed = rows.allowed_mask
+        num_rows, num_words = self._allowed.shape
+        pin = self._allowed.is_cuda
+
+        def ints(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32, pin_memory=pin)
+
+        self._masks = [ints(num_rows, num_words) for _ in range(num_buffers)]
+        self._pairs = [ints(num_rows, 2) for _ in range(num_buffers)]
+        self._device_pairs = torch.zeros(num_rows, 2, dtype=torch.int32, device=self._allowed.device)
+        self._views: list[Words] = [masks.numpy() for masks in self._masks]
+
+    def host(self, buffer: int) -> Words:
+        """int32 [R, ceil(vocab / 32)]; mask i is that of the i-th row given to `send`."""
+        return self._views[buffer]
+
+    def send(self, buffer: int, rows: Sequence[int]) -> None:
+        """Mask i becomes what `rows[i]` may take in its next sample."""
+        if not rows:
+            return
+        pairs, device_pairs = self._pairs[buffer][: len(rows)], self._device_pairs[: len(rows)]
+        pairs.numpy()[:] = np.stack([np.arange(len(rows)), rows], axis=1)
+        device_pairs.copy_(pairs, non_blocking=True)
+        ops.copy_blocks(self._masks[buffer], self._allowed, device_pairs)
+
+
+class MaskedSteps:
+    """Follows the constrained rows of the steps: fills their masks, and tells their matchers what was sampled.
+
+    A step with such rows is launched but for its sampler, which waits until the tokens of the step before it are known.
+    The device computes the step's logits meanwhile. A matcher that fails ends its own request.
+
+    Args:
+        completion_of: the live completion of a request of the scheduler.
+        fail: ends a completion with an error, here and in the scheduler.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        completion_of: Callable[[int], Completion | None],
+        fail: Callable[[Completion, BaseException], None],
+    ) -> None:
+        self._runner = runner
+        self._completion_of = completion_of
+        self._fail = fail
+
+    def enter(self, step: Step, rows: Sequence[tuple[int, int]]) -> None:
+        """A held step was launched; `rows` are (index in its plan, request id), as Scheduler.masked_rows() says."""
+        found = [(index, self._completion_of(request_id)) for index, request_id in rows]
+        step.masked = [(index, completion) for index, completion in found if completion is not None]
+
+    def sample(self, step: Step) -> None:
+        """Launches the sampler of a held step: all tokens before it have been taken."""
+        masks = self._runner.masks(step)
+        rows: list[int] = []  # in the device's state
+        for index, completion in step.masked:
+            if self._try(completion, lambda constraint: constraint.fill(masks[len(rows)])):  # noqa: B023 - called at once
+                rows.append(self._runner.row_of(step, index))
+        self._runner.sample_held(step, rows)
+
+    def take(self, step: Step) -> None:
+        """The tokens of a step are known."""
+        token_ids = step.token_ids
+        for index, completion in step.masked:
+            token_id = int(token_ids[index])
+            if token_id >= 0:  # else its logits were no numbers, and the scheduler ends it
+                self._try(completion, lambda constraint: constraint.take(token_id))  # noqa: B023 - called at once
+
+    def _try(self, completion: Completion, call: Callable[[Constraint], None]) -> bool:
+        if completion.finished or completion.constraint is None:
+            return False
+        try:
+            call(completion.constraint)
+        except Exception as error:
+            self._fail(completion, error)
+            return False
+        return True
