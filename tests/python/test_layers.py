@@ -28,7 +28,8 @@ ALLOWED = {
     "chat_template_worker": set(),
     "line_process": set(),
     "tokenizer": {"chat_template", "loader"},
-    "engine": BELOW_ENGINE - {"models"} | {"line_process", "outputs", "sampling_params", "structured_outputs", "tokenizer"},
+    "engine": BELOW_ENGINE - {"models"}
+    | {"line_process", "outputs", "sampling_params", "structured_outputs", "tokenizer"},
     "worker": {"_core", "engine"},
     "llm": BELOW_LLM - {"models"},
     "embedded": BELOW_LLM - {"models"},
