@@ -29,6 +29,7 @@ class LineProcess:
             encoding="utf-8",
         )
         self._answers: SimpleQueue[str] = SimpleQueue()
+        self.has_ended = False
         threading.Thread(target=self._read, daemon=True, name=f"runtime-{script.stem}").start()
 
     def ask(self, request: str, timeout_s: float) -> dict[str, Any] | None:
@@ -55,4 +56,5 @@ class LineProcess:
         with contextlib.suppress(OSError, ValueError):
             for line in self._process.stdout:
                 self._answers.put(line)
+        self.has_ended = True
         self._answers.put("")

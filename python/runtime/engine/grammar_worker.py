@@ -15,7 +15,7 @@ import time
 import llguidance
 
 MAX_MEMORY_BYTES = 2 << 30
-CPU_S = 0.5
+CPU_S = 0.25
 MASK_S = 0.05
 
 

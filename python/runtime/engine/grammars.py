@@ -43,7 +43,7 @@ MAX_CACHED_CHARS = 1 << 20
 
 _WORKER = Path(__file__).with_name("grammar_worker.py")
 _START_TIMEOUT_S = 60.0
-_TRIAL_TIMEOUT_S = 10.0  # on a machine that is overloaded; the worker's own limit is of CPU time
+_TRIAL_TIMEOUT_S = 0.9  # the worker's own limit is of CPU time; this one is met where cores are short
 _STACK_BYTES = 64 << 20  # more than the main thread of the worker has: what it survived does not end this process
 _WHITESPACE = r"[ \t\n\r]{0,32}"  # never endless
 _NICE = 5
@@ -151,6 +151,7 @@ class GrammarCompiler:
             error = found
         try:
             done(matcher, error)
+            trials.start()
         except Exception:
             logger.exception("a request with structured_outputs failed")
 
@@ -179,20 +180,38 @@ class GrammarCompiler:
 
 
 class _Trials:
-    """The child process of one thread, started when it is needed."""
+    """The child process of one thread."""
 
     def __init__(self, start_line: str) -> None:
         self._start_line = start_line
         self._process: LineProcess | None = None
 
-    def check(self, grammar: str) -> None:
-        """Raises InvalidRequestError for a grammar that does not compile, or does not in time and memory."""
+    def start(self) -> LineProcess:
+        """The process, which may have to be started again after a grammar has ended it."""
         if self._process is None:
-            self._process = self._start()
-        answer = self._process.ask(json.dumps({"grammar": grammar}), _TRIAL_TIMEOUT_S)
+            process = LineProcess(_WORKER)
+            if process.ask(self._start_line, _START_TIMEOUT_S) is None:
+                process.stop()
+                raise CapacityError("the process that tries grammars did not start", hint="is there memory left?")
+            self._process = process
+        return self._process
+
+    def check(self, grammar: str) -> None:
+        """Tries one.
+
+        Raises:
+            InvalidRequestError: it does not compile, or not within the limits of the process.
+            CapacityError: the process did not get the time to tell.
+        """
+        process = self.start()
+        answer = process.ask(json.dumps({"grammar": grammar}), _TRIAL_TIMEOUT_S)
+        was_killed = process.has_ended
         if answer is None:
             self.stop()
-            message = f"{NAME}: the grammar does not compile within 0.5 s and 2 GiB; simplify it"
+            if not was_killed:
+                message = f"no core was free to compile the grammar within {_TRIAL_TIMEOUT_S} s"
+                raise CapacityError(message, hint="retry later, or simplify the grammar")
+            message = f"{NAME}: the grammar does not compile in little time and memory; simplify it"
             raise InvalidRequestError(NAME, message=message)
         if answer["error"]:
             raise refusal(answer["error"])
@@ -202,16 +221,8 @@ class _Trials:
             self._process.stop()
             self._process = None
 
-    def _start(self) -> LineProcess:
-        process = LineProcess(_WORKER)
-        if process.ask(self._start_line, _START_TIMEOUT_S) is None:
-            process.stop()
-            raise CapacityError("the process that tries grammars did not start", hint="is there memory left?")
-        return process
-
 
 _Key = tuple[str, str, bool]
-_Compiled = "llguidance.LLMatcher | InvalidRequestError"
 
 
 class _Cache:
