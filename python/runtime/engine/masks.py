@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 Words = npt.NDArray[np.int32]
 
 
+def device_bytes(num_rows: int) -> int:
+    """What masks take on the device beside `allowed_mask` of its rows."""
+    return 8 * num_rows
+
+
 class MaskTransfers:
     """Masks on the host, one buffer per plan that may exist at once, and their way to the rows' `allowed_mask`.
 
