@@ -157,6 +157,24 @@ def test_a_form_shorter_than_min_tokens_is_an_error(llm):
         ask(llm, {"choice": ["a"]}, min_tokens=9)
 
 
+def test_a_form_that_leaves_no_token_does_not_matter_once_the_request_has_ended(tiny_llama):
+    with LLM._with_knobs(Knobs(num_steps_in_flight=2), str(tiny_llama), **SMALL) as llm:
+        a, b = (llm.tokenizer.token_to_id(letter) for letter in "ab")
+        stopped = ask(llm, {"regex": "ab"}, allowed_token_ids=[a, b], stop_token_ids=[b]).outputs[0]
+        assert (stopped.finish_reason, stopped.token_ids) == ("stop", [a, b])
+        ended = ask(llm, {"regex": "ab"}, allowed_token_ids=[a, b], stop="b", include_stop_str_in_output=True)
+        assert (ended.outputs[0].finish_reason, ended.outputs[0].text) == ("stop", "ab")
+
+
+def test_masks_found_side_by_side_are_the_same(tiny_llama, each_alone, monkeypatch):
+    monkeypatch.setattr("runtime.engine.masks.MIN_PARALLEL", 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    with LLM(str(tiny_llama), **SMALL) as llm:
+        assert outputs_of(llm) == each_alone
+        with pytest.raises(InvalidRequestError, match="allowed_token_ids"):
+            ask(llm, {"regex": "[0-9]+"}, n=3, allowed_token_ids=[1])
+
+
 # ---- what a grammar may do to the engine --------------------------------------------------------
 
 HOSTILE = {

@@ -39,7 +39,7 @@ class Constraint:
     def __init__(
         self, matcher: llguidance.LLMatcher, params: SamplingParams, num_words: int, eos_token_ids: Sequence[int]
     ) -> None:
-        self._matcher = matcher
+        self.matcher = matcher
         self._num_words = num_words
         self._num_tokens = 0
         self._min_tokens = params.min_tokens
@@ -55,13 +55,17 @@ class Constraint:
         """
         assert mask.flags.c_contiguous and mask.size == self._num_words
         started = time.thread_time()
-        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         self._charge(time.thread_time() - started)
+        self.narrow(mask)
+
+    def narrow(self, mask: Words) -> None:
+        """What is left to do with a mask that others have had the matcher write; raises as `fill`."""
         if self._allowed is not None:
             mask &= self._allowed
         if self._num_tokens < self._min_tokens:
             mask &= self._not_yet
-        if not mask.any():
+        if self.matcher.is_error() or not mask.any():
             self._raise_for_no_token()
 
     def take(self, token_id: int) -> None:
@@ -72,10 +76,10 @@ class Constraint:
         """
         self._num_tokens += 1
         started = time.thread_time()
-        accepts = self._matcher.consume_token(token_id)
+        accepts = self.matcher.consume_token(token_id)
         self._charge(time.thread_time() - started)
         if not accepts:
-            raise refusal(self._matcher.get_error())
+            raise refusal(self.matcher.get_error())
 
     def _charge(self, seconds: float) -> None:
         self._seconds_left = min(self._seconds_left + _TOKEN_S - seconds, _START_S)
@@ -84,8 +88,8 @@ class Constraint:
             raise InvalidRequestError(NAME, message=message)
 
     def _raise_for_no_token(self) -> None:
-        if self._matcher.is_error():
-            raise refusal(self._matcher.get_error())
+        if self.matcher.is_error():
+            raise refusal(self.matcher.get_error())
         what = "min_tokens" if self._num_tokens < self._min_tokens else "allowed_token_ids"
         message = f"{NAME}: after {self._num_tokens} tokens no token is allowed by both the grammar and {what}"
         raise InvalidRequestError(NAME, message=message)

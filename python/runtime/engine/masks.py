@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,12 +15,20 @@ import torch
 from runtime.kernels import ops
 
 if TYPE_CHECKING:
+    import llguidance
+
     from runtime.engine.constraint import Constraint
     from runtime.engine.model_runner import ModelRunner, Step
     from runtime.engine.request import Completion
     from runtime.kernels.step_state import RowState
 
 Words = npt.NDArray[np.int32]
+
+# Masks of so many rows are found by several threads, which does not show what each one takes: after a step in which
+# they took long it is done one by one, and charged to its request.
+MIN_PARALLEL = 8
+_SLOW_S = 0.02
+_MAX_THREADS = 16
 
 
 def device_bytes(num_rows: int) -> int:
@@ -78,6 +89,8 @@ class MaskedSteps:
         self._runner = runner
         self._completion_of = completion_of
         self._fail = fail
+        self._has_cores = (os.cpu_count() or 1) >= 4
+        self._was_slow = False
 
     def enter(self, step: Step, rows: Sequence[tuple[int, int]]) -> None:
         """A held step was launched; `rows` are (index in its plan, request id), as Scheduler.masked_rows() says."""
@@ -87,26 +100,46 @@ class MaskedSteps:
     def sample(self, step: Step) -> None:
         """Launches the sampler of a held step: all tokens before it have been taken."""
         masks = self._runner.masks(step)
-        rows: list[int] = []  # in the device's state
-        for index, completion in step.masked:
-            if self._try(completion, lambda constraint: constraint.fill(masks[len(rows)])):  # noqa: B023 - called at once
-                rows.append(self._runner.row_of(step, index))
-        self._runner.sample_held(step, rows)
+        live = [(index, c) for index, c in step.masked if not c.finished and c.constraint is not None]
+        errors = self._fill(masks, [c.constraint for _, c in live if c.constraint is not None])
+        step.mask_errors = {live[i][0]: error for i, error in errors.items()}
+        for i in errors:
+            masks[i] = -1  # its token does not matter
+        self._runner.sample_held(step, [self._runner.row_of(step, index) for index, _ in live])
+
+    def _fill(self, masks: Words, constraints: Sequence[Constraint]) -> dict[int, Exception]:
+        """Mask i is that of constraint i; the errors, by i."""
+        is_parallel = len(constraints) >= MIN_PARALLEL and not self._was_slow and self._has_cores
+        self._was_slow = False
+        if is_parallel:
+            started = time.perf_counter()
+            pairs = [(constraint.matcher, i) for i, constraint in enumerate(constraints)]
+            self._executor.unsafe_compute_mask_ptr(pairs, masks.ctypes.data, masks.strides[0], len(masks))
+            self._was_slow = time.perf_counter() - started > _SLOW_S
+        errors: dict[int, Exception] = {}
+        for i, constraint in enumerate(constraints):
+            try:
+                constraint.narrow(masks[i]) if is_parallel else constraint.fill(masks[i])
+            except Exception as error:
+                errors[i] = error
+        return errors
+
+    @functools.cached_property
+    def _executor(self) -> llguidance.LLExecutor:
+        import llguidance
+
+        return llguidance.LLExecutor(max(min((os.cpu_count() or 1) // 2, _MAX_THREADS), 1))
 
     def take(self, step: Step) -> None:
-        """The tokens of a step are known."""
+        """The tokens of a step are known; those of the step before have been emitted."""
         token_ids = step.token_ids
         for index, completion in step.masked:
-            token_id = int(token_ids[index])
-            if token_id >= 0:  # else its logits were no numbers, and the scheduler ends it
-                self._try(completion, lambda constraint: constraint.take(token_id))  # noqa: B023 - called at once
-
-    def _try(self, completion: Completion, call: Callable[[Constraint], None]) -> bool:
-        if completion.finished or completion.constraint is None:
-            return False
-        try:
-            call(completion.constraint)
-        except Exception as error:
-            self._fail(completion, error)
-            return False
-        return True
+            if completion.finished or completion.constraint is None:
+                continue  # perhaps by the step before: then it does not matter that there was no mask
+            try:
+                if index in step.mask_errors:
+                    raise step.mask_errors[index]
+                if token_ids[index] >= 0:  # else its logits were no numbers, and the scheduler ends it
+                    completion.constraint.take(int(token_ids[index]))
+            except Exception as error:
+                self._fail(completion, error)

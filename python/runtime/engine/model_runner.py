@@ -49,6 +49,7 @@ class Step:
         self.scored: dict[int, ScoredRow] = {}
         self.held: Callable[[], None] | None = None  # launches its sampler, which waits for masks
         self.masked: list[tuple[int, Completion]] = []  # (row in the plan, whose token is sampled under a mask)
+        self.mask_errors: dict[int, Exception] = {}  # by row in the plan: why there was no mask
         self._outputs = outputs.views
 
     @property
