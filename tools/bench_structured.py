@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from runtime import LLM, SamplingParams
-from runtime.errors import InvalidRequestError
+from runtime.errors import CapacityError, InvalidRequestError
 
 Structure = dict[str, Any]
 
@@ -70,7 +70,7 @@ def refused_after(llm: LLM, structure: Structure) -> float:
     started = time.perf_counter()
     try:
         llm.generate("x", SamplingParams(structured_outputs=structure, max_tokens=64))
-    except InvalidRequestError:
+    except (InvalidRequestError, CapacityError):
         pass
     return time.perf_counter() - started
 
@@ -111,11 +111,10 @@ def distinct(llm: LLM, count: int) -> list[float]:
         {"json": {"type": "object", "properties": {f"p{i}": {"type": "integer", "maximum": i}}, "required": [f"p{i}"]}}
         for i in range(count)
     )
-    params = {"max_tokens": 1}
 
     def ask(structure: Structure) -> float:
         started = time.perf_counter()
-        llm.generate("x", SamplingParams(structured_outputs=structure, max_tokens=params["max_tokens"]))
+        llm.generate("x", SamplingParams(structured_outputs=structure, max_tokens=1))
         return time.perf_counter() - started
 
     with ThreadPoolExecutor(8) as pool:

@@ -127,6 +127,19 @@ def test_two_ranks_answer_as_one(tiny_llama, each_alone):
         assert [out[:2] for out in outputs_of(llm)] == [out[:2] for out in each_alone]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_on_a_gpu_masks_come_in_time_and_neighbours_are_untouched(enforce_eager):
+    with LLM(device="cuda", deterministic=True, enforce_eager=enforce_eager, max_num_seqs=16) as llm:
+        alone = [outputs_of(llm, [i])[0] for i in ALL]
+        assert outputs_of(llm) == alone
+        rng = random.Random(3)
+        schemas = [random_object(rng) for _ in range(64)]
+        params = [SamplingParams(structured_outputs={"json": one}, seed=1, max_tokens=300) for one in schemas]
+        outputs = llm.generate(["12+35="] * len(schemas), params)
+        assert sum(check(schema, out.outputs[0]) for schema, out in zip(schemas, outputs)) >= 40
+
+
 # ---- with the other parameters ------------------------------------------------------------------
 
 

@@ -208,11 +208,13 @@ class Engine:
         if self.device == "cpu":
             torch.set_num_threads(loaded.num_threads)
         self._scheduler = loaded.make_scheduler(num_steps_in_flight=steps, preempt_every=self._knobs.preempt_every)
+        self._timer.enter("tokenizer")  # its form for grammars
+        self._intake = Intake(loaded, self._scheduler, lambda: self._error)
+        self._outputs = self._intake.outputs
+        self._timer.enter("runner")
         with loaded.meter.guard(loaded.plan):
             self._make_runner(loaded, num_plan_buffers=steps + 1)
         self._ranks.serve(self._runner)
-        self._intake = Intake(loaded, self._scheduler, lambda: self._error)
-        self._outputs = self._intake.outputs
         self._masked = MaskedSteps(self._runner, self._outputs.live, self._intake.fail)
         self.memory = loaded.meter.compare(loaded.plan, loaded.model.mem_manager.kv_cache.nbytes)
         logger.info("ready in %.1f s", sum(self.startup[0].values()))
