@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.engine.constraint import NAME, refusal
-from runtime.errors import CapacityError, ConfigError, InvalidRequestError, RequestAborted
+from runtime.errors import CapacityError, ConfigError, InvalidRequestError, RequestAborted, for_this_caller
 from runtime.line_process import LineProcess
 from runtime.log import get_logger
 
@@ -36,7 +36,6 @@ LIMITS: dict[str, Any] = {
     "max_grammar_size": 100_000,
     "verbose_errors": False,  # which repeat the grammar
 }
-MAX_PENDING = 1024
 # of the cache; a compiled grammar takes some 50 kB and about 20 bytes for each character
 MAX_CACHED = 256
 MAX_CACHED_CHARS = 1 << 20
@@ -63,7 +62,7 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._why_not = _why_not(tokenizer, eos_token_ids)
-        self._jobs: queue.Queue[tuple[StructuredOutputsParams, Done]] = queue.Queue(MAX_PENDING)
+        self._jobs: queue.SimpleQueue[tuple[StructuredOutputsParams, Done]] = queue.SimpleQueue()
         self._cache = _Cache()
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -94,15 +93,10 @@ class GrammarCompiler:
 
         Raises:
             ConfigError: structured_outputs cannot be used here.
-            CapacityError: too many wait.
         """
         if self._why_not is not None:
-            raise self._why_not
-        try:
-            self._jobs.put_nowait((form, done))
-        except queue.Full:
-            message = f"{MAX_PENDING} grammars wait to be compiled already"
-            raise CapacityError(message, hint="retry later") from None
+            raise for_this_caller(self._why_not)
+        self._jobs.put((form, done))
         self._start_threads()
         if self._closing.is_set():
             self._cancel()
@@ -166,7 +160,7 @@ class GrammarCompiler:
                 found = error
             self._cache.put(key, found)
         if isinstance(found, InvalidRequestError):
-            raise found
+            raise for_this_caller(found)
         return found
 
     def _compile(self, grammar: str, trials: _Trials) -> llguidance.LLMatcher:

@@ -14,7 +14,7 @@ from runtime.engine.grammars import GrammarCompiler
 from runtime.engine.output_processor import OutputProcessor
 from runtime.engine.request import Completion, RequestHandle
 from runtime.engine.submission import SubmitOptions
-from runtime.errors import DeadlineExceeded, InvalidRequestError, RequestAborted, for_this_caller
+from runtime.errors import DeadlineExceeded, InvalidRequestError, RequestAborted
 from runtime.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Intake:
             self._enter(handle)
         except Exception as found:
             for completion in completions:
-                self.outputs.fail(completion, for_this_caller(found))
+                self.outputs.fail(completion, found)
             return
         handle.is_queued = True
         handle.notify()
