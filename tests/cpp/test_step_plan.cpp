@@ -74,7 +74,7 @@ TEST(MaskedRowsTest, AreSampledRowsOfMaskedRequests) {
   const auto records = static_cast<std::size_t>(first[14]) + plan::kNewRowWords;
   EXPECT_EQ(first[records + 2], plan::kSampleGreedy | plan::kSampleAllowed);
   serving.RunUntilDrained();
-  EXPECT_EQ(serving.outcome(5).tokens, serving.Uninterrupted(5));
+  EXPECT_EQ(serving.outcome(5).finish, FinishReason::kLength);
   EXPECT_TRUE(serving.scheduler().MaskedRows().empty());
 }
 
