@@ -29,6 +29,7 @@ NEW_ROW_WORDS = 32
 COPY_WORDS = 3
 
 STEP_GREEDY_ONLY = 1
+STEP_MASKED = 2
 
 # kinds of an entry of `copies`
 COPY_TO_HOST = 1

@@ -254,13 +254,15 @@ void BindScheduler(py::module_& m) {
           "submit",
           [](Scheduler& self, RequestId request_id, const py::object& prompt_ids,
              const RequestParams& params, std::string cache_salt, std::int32_t score_start,
-             std::int32_t priority, std::string tenant) {
+             std::int32_t priority, std::string tenant, bool is_masked) {
             self.Submit(request_id, ToTokenIds(prompt_ids), params,
-                        {std::move(cache_salt), score_start, priority, std::move(tenant)});
+                        {std::move(cache_salt), score_start, priority, std::move(tenant),
+                         /*true_output_len=*/0, is_masked});
           },
           "request_id"_a, "prompt_ids"_a, "params"_a, py::kw_only(), "cache_salt"_a = "",
-          "score_start"_a = -1, "priority"_a = 0, "tenant"_a = "",
-          "Queues a request. prompt_ids: a list, or fastest an int32 array. Raises "
+          "score_start"_a = -1, "priority"_a = 0, "tenant"_a = "", "is_masked"_a = false,
+          "Queues a request. prompt_ids: a list, or fastest an int32 array. is_masked: before each "
+          "of its samples the ids that it may take are written to its row. Raises "
           "InvalidRequestError, CapacityError.")
       .def("abort", &Scheduler::Abort, "request_id"_a, "True if this call ends the request.")
       .def("stop", &Scheduler::Stop, "request_id"_a, "num_kept"_a,
@@ -274,6 +276,15 @@ void BindScheduler(py::module_& m) {
       .def("schedule", &Schedule,
            "Tells the time, then plans the next step; the index of the buffer written, or -1: "
            "nothing can run now.")
+      .def(
+          "masked_rows",
+          [](const Scheduler& self) {
+            std::vector<std::pair<std::int32_t, RequestId>> found;
+            for (const auto& [index, id] : self.MaskedRows()) found.emplace_back(index, id);
+            return found;
+          },
+          "Of the newest plan: (index in the plan, request id) of each row that is sampled under a "
+          "mask.")
       .def("update", &Update, "step"_a, py::arg("token_ids").noconvert(),
            "Retires the oldest step in flight. token_ids: int32, one for each row of its plan.")
       .def("transfer_done", &Scheduler::TransferDone, "step"_a,

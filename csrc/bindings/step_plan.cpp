@@ -35,6 +35,7 @@ void BindStepPlan(py::module_& m) {
   constant("HEADER_FLAGS", plan::kHeaderFlags);
   constant("HEADER_REPEATED_TOKENS", plan::kHeaderRepeatedTokens);
   constant("STEP_GREEDY_ONLY", plan::kStepGreedyOnly);
+  constant("STEP_MASKED", plan::kStepMasked);
   constant("ROW_WORDS", plan::kRowWords);
   constant("ROW_SAMPLE", plan::kRowSample);
   constant("ROW_HOST_TOKENS", plan::kRowHostTokens);

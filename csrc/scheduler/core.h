@@ -73,6 +73,7 @@ class Scheduler::Core {
   void StopRecording() { recorder_.reset(); }
   void SetTime(std::int64_t now_us);
   std::int32_t Schedule();
+  std::vector<MaskedRow> MaskedRows() const;
   const StepResult& Update(std::int32_t step, std::span<const TokenId> token_ids);
   void TransferDone(std::int32_t step);
   PinnedPrefix Pin(std::span<const TokenId> tokens, const std::string& salt);

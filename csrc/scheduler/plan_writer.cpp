@@ -111,7 +111,7 @@ void PlanWriter::Write(std::int32_t step, const StepDraft& draft, std::span<std:
     header.Put(word);
   }
   header.Put(end.offset());
-  header.Put(greedy_only_ ? plan::kStepGreedyOnly : 0);
+  header.Put((greedy_only_ ? plan::kStepGreedyOnly : 0) | (has_masked_ ? plan::kStepMasked : 0));
   header.Put(draft.num_repeated_tokens);
   header.PutZeros(1);
 
@@ -124,6 +124,7 @@ void PlanWriter::Write(std::int32_t step, const StepDraft& draft, std::span<std:
 void PlanWriter::WriteRows(const StepDraft& draft, PackedWriter& out) {
   max_len_ = 0;
   greedy_only_ = true;
+  has_masked_ = false;
   for (const auto* rows : {&draft.decode_rows, &draft.prefill_rows}) {
     for (const PlannedRow& row : *rows) {
       out.Put(row.request->row);
@@ -132,6 +133,7 @@ void PlanWriter::WriteRows(const StepDraft& draft, PackedWriter& out) {
       out.Put(row.flags);
       max_len_ = std::max(max_len_, row.num_computed + row.num_scheduled);
       greedy_only_ = greedy_only_ && IsPlainGreedy(row);
+      has_masked_ = has_masked_ || NeedsMask(*row.request, row.flags);
     }
   }
 }

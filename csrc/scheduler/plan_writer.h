@@ -44,6 +44,11 @@ struct StepDraft {
   void Reset();
 };
 
+// Whether a row of that request, with those flags of the plan, is sampled under a mask.
+inline bool NeedsMask(const Request& request, std::int32_t row_flags) {
+  return request.is_masked && (row_flags & step_plan::kRowSample) != 0;
+}
+
 // Writes drafts as StepPlans. The decision hash of a step covers its plan and the hash before it.
 class PlanWriter {
  public:
@@ -74,6 +79,7 @@ class PlanWriter {
   std::uint64_t decision_hash_ = 0;
   std::int32_t max_len_ = 0;
   bool greedy_only_ = true;
+  bool has_masked_ = false;
 };
 
 }  // namespace runtime

@@ -224,6 +224,18 @@ void Scheduler::Core::Start(Request& request) {
   totals_.num_prefix_hits += request.num_cached > 0;
 }
 
+std::vector<MaskedRow> Scheduler::Core::MaskedRows() const {
+  std::vector<MaskedRow> found;
+  if (num_in_flight_ == 0) return found;
+  const auto newest = static_cast<std::size_t>((oldest_ + num_in_flight_ - 1) % 2);
+  std::int32_t index = 0;
+  for (const InFlightRow& row : steps_[newest].rows) {
+    if (NeedsMask(*row.request, row.flags)) found.push_back({index, row.request->id});
+    ++index;
+  }
+  return found;
+}
+
 // Writes the draft down and counts it as in flight.
 void Scheduler::Core::Launch() {
   ++step_;

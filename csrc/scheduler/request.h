@@ -58,6 +58,7 @@ struct Request {
   std::int64_t arrival = 0;              // place in the order of submission
   Tenant* tenant = nullptr;              // from its arrival to its end
   std::int32_t true_output_len = 0;      // 0: not known, as is usual
+  bool is_masked = false;                // see SubmitOptions
   mutable std::int32_t length_rank = 0;  // see LengthHistory::Quantile
 
   RequestState state = RequestState::kWaiting;

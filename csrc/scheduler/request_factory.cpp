@@ -117,7 +117,7 @@ std::int32_t SampleFlags(const Request& request) {
   if (params.has_filter() && !params.is_greedy()) flags |= step_plan::kSampleFilter;
   if (params.num_logprobs() >= 0) flags |= step_plan::kSampleLogprobs;
   if (!params.logit_bias().empty()) flags |= step_plan::kSampleLogitBias;
-  if (!params.allowed_token_ids().empty()) flags |= step_plan::kSampleAllowed;
+  if (!params.allowed_token_ids().empty() || request.is_masked) flags |= step_plan::kSampleAllowed;
   if (!request.masked_ids.empty()) flags |= step_plan::kSampleMinTokens;
   if (request.is_scoring()) flags |= step_plan::kSampleScore;
   return flags;
@@ -145,6 +145,7 @@ std::unique_ptr<Request> MakeRequest(const SchedulerConfig& config, BlockAllocat
   request->max_len = max_len;
   request->score_start = options.score_start;
   request->seed = SeedOf(config, id, params);
+  request->is_masked = options.is_masked;
   request->masked_ids = MaskedIds(config, params);
   RequireSomethingToSample(request->masked_ids, params);
   request->sample_flags = SampleFlags(*request);

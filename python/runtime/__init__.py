@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from runtime.llm import LLM
     from runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
     from runtime.sampling_params import SamplingParams
+    from runtime.structured_outputs import StructuredOutputsParams
 
 __all__ = [
     "LLM",
@@ -21,6 +22,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StreamChunk",
+    "StructuredOutputsParams",
     "__version__",
 ]
 
@@ -34,6 +36,7 @@ _HOMES = {
     "RequestOutput": "runtime.outputs",
     "SamplingParams": "runtime.sampling_params",
     "StreamChunk": "runtime.outputs",
+    "StructuredOutputsParams": "runtime.structured_outputs",
 }
 
 

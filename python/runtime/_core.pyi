@@ -899,6 +899,10 @@ class Scheduler:
         """
         Raises RuntimeError that names the first broken invariant.
         """
+    def masked_rows(self) -> list[tuple[int, int]]:
+        """
+        Of the newest plan: (index in the plan, request id) of each row that is sampled under a mask.
+        """
     def pin(self, prompt_ids: typing.Any, *, cache_salt: str = "") -> tuple[int, int]:
         """
         Keeps the cached blocks of the longest prefix: (pin id, tokens), (-1, 0) if nothing is cached. Raises CapacityError.
@@ -940,9 +944,10 @@ class Scheduler:
         score_start: typing.SupportsInt | typing.SupportsIndex = -1,
         priority: typing.SupportsInt | typing.SupportsIndex = 0,
         tenant: str = "",
+        is_masked: bool = False,
     ) -> None:
         """
-        Queues a request. prompt_ids: a list, or fastest an int32 array. Raises InvalidRequestError, CapacityError.
+        Queues a request. prompt_ids: a list, or fastest an int32 array. is_masked: before each of its samples the ids that it may take are written to its row. Raises InvalidRequestError, CapacityError.
         """
     def take_events(self) -> StepResult:
         """
@@ -1224,6 +1229,7 @@ class step_plan:
     SAMPLE_PENALTIES: typing.ClassVar[int] = 2
     SAMPLE_SCORE: typing.ClassVar[int] = 128
     STEP_GREEDY_ONLY: typing.ClassVar[int] = 1
+    STEP_MASKED: typing.ClassVar[int] = 2
     VERSION: typing.ClassVar[int] = 1
 
 def find_workload(name: str) -> dict[str, typing.Any]:

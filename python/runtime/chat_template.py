@@ -6,21 +6,20 @@ with little memory, and that process is killed when it takes too long.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from runtime.errors import InvalidRequestError, ModelFormatError
+from runtime.line_process import LineProcess
 
 MAX_TEMPLATE_CHARS = 1 << 20
 MAX_OUTPUT_CHARS = 8 << 20
 TIMEOUT_S = 5.0
+
+_SCRIPT = Path(__file__).with_name("chat_template_worker.py")
 
 Message = Mapping[str, Any]
 
@@ -35,7 +34,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
-        self._worker: _Worker | None = None
+        self._worker: LineProcess | None = None
 
     def render(
         self,
@@ -75,7 +74,7 @@ class ChatTemplate:
 
     def _ask(self, request: str) -> str:
         if self._worker is None:
-            self._worker = _Worker()
+            self._worker = LineProcess(_SCRIPT)
         answer = self._worker.ask(request, self._timeout_s)
         if answer is None:
             self._stop_worker()
@@ -90,50 +89,6 @@ class ChatTemplate:
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
-
-
-class _Worker:
-    """One rendering process: a line of JSON in, a line of JSON out."""
-
-    def __init__(self) -> None:
-        # by path, not -m: the worker imports nothing of the package
-        script = str(Path(__file__).with_name("chat_template_worker.py"))
-        self._process = subprocess.Popen(
-            [sys.executable, "-E", script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-        )
-        self._answers: SimpleQueue[str] = SimpleQueue()
-        threading.Thread(target=self._read, daemon=True, name="runtime-chat-template").start()
-
-    def ask(self, request: str, timeout_s: float) -> dict[str, Any] | None:
-        """The answer, or None when the process died or `timeout_s` passed."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.write(request + "\n")
-            self._process.stdin.flush()
-        with contextlib.suppress(Empty):
-            line = self._answers.get(timeout=timeout_s)
-            return dict(json.loads(line)) if line else None
-        return None
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):
-            for line in self._process.stdout:
-                self._answers.put(line)
-        self._answers.put("")
 
 
 def check_messages(messages: object) -> None:

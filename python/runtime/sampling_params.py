@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from runtime import _core
 from runtime.errors import InvalidRequestError, did_you_mean
+from runtime.structured_outputs import StructuredOutputsParams
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LEN = 256  # characters
@@ -34,6 +36,8 @@ class SamplingParams:
         logprobs: top tokens per position in `CompletionOutput.logprobs`, the sampled one always included.
         logit_bias: added to the logits of these token ids.
         allowed_token_ids: only these may be sampled.
+        structured_outputs: the form that the output must have; a dict of its arguments will do. An answer that stops,
+            rather than reaching max_tokens or a stop string, has that form. It ends with an end-of-sequence token.
         detokenize: False: token ids only, `text` stays empty.
         skip_special_tokens: special tokens do not show in the text.
         include_stop_str_in_output: the text ends with the stop string that ended it.
@@ -56,6 +60,7 @@ class SamplingParams:
     logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
+    structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
@@ -63,6 +68,7 @@ class SamplingParams:
     # validated, as the scheduler takes them
     numbers: _core.RequestParams = field(init=False, repr=False, compare=False)
     stop_strings: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    structure: StructuredOutputsParams | None = field(init=False, repr=False, compare=False)
 
     def __new__(cls, *args: object, **given: object) -> SamplingParams:
         known = [f.name for f in dataclasses.fields(cls) if f.init]
@@ -81,6 +87,10 @@ class SamplingParams:
             raise InvalidRequestError(
                 "stop", self.stop, message="stop strings are found in the text, which detokenize=False leaves out"
             )
+        object.__setattr__(self, "structure", StructuredOutputsParams.of(self.structured_outputs))
+        if self.structure is not None and self.ignore_eos is True:
+            message = "ignore_eos=True: an output under structured_outputs ends with an end-of-sequence token"
+            raise InvalidRequestError("ignore_eos", self.ignore_eos, message=message, hint="leave ignore_eos out")
         object.__setattr__(self, "numbers", self._build(self.seed))
 
     def for_completion(self, index: int) -> _core.RequestParams:

@@ -48,6 +48,10 @@ class Tokenizer:
         """tokenizer_config.json."""
         return dict(self._config)
 
+    def to_json(self) -> str:
+        """tokenizer.json as it was understood, for other libraries."""
+        return str(self._tokenizer.to_str())
+
     def close(self) -> None:
         """Ends the process that renders the chat template; another one starts when it is needed."""
         if self.chat_template is not None:

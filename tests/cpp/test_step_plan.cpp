@@ -55,6 +55,29 @@ TEST_F(StepPlanTest, FirstChunkOfAPrompt) {
   EXPECT_EQ(words[19], 0);
 }
 
+TEST(MaskedRowsTest, AreSampledRowsOfMaskedRequests) {
+  SchedulerConfig config = Config();
+  config.num_steps_in_flight = 2;
+  Serving serving(config, 10);
+  serving.Submit(4, {1, 2}, {.temperature = 0, .max_tokens = 2});
+  serving.Submit(5, {1, 2, 3, 4, 5, 6, 7, 8}, {.temperature = 0, .max_tokens = 3},
+                 {.is_masked = true});
+  serving.Step();  // both steps planned, the first one retired
+  const auto words = serving.last_plan();
+  EXPECT_EQ(words[21], plan::kStepMasked);  // not greedy only
+  const auto rows = serving.scheduler().MaskedRows();
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].request_id, 5);
+  EXPECT_EQ(rows[0].index, 1);
+  const auto& first = serving.plan(0);
+  EXPECT_EQ(first[21], plan::kStepGreedyOnly);  // a chunk of the prompt is not sampled
+  const auto records = static_cast<std::size_t>(first[14]) + plan::kNewRowWords;
+  EXPECT_EQ(first[records + 2], plan::kSampleGreedy | plan::kSampleAllowed);
+  serving.RunUntilDrained();
+  EXPECT_EQ(serving.outcome(5).finish, FinishReason::kLength);
+  EXPECT_TRUE(serving.scheduler().MaskedRows().empty());
+}
+
 TEST_F(StepPlanTest, LastChunkDecodeAndFreedRow) {
   serving_.Submit(5, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, {.temperature = 0, .max_tokens = 2});
   serving_.Step();

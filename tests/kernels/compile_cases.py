@@ -77,6 +77,10 @@ def _step(vocab_size: int = 128256) -> tuple[RowState, StepInputs, StepOutputs]:
     return rows, inputs, StepOutputs.allocate(max_num_seqs=8, device="cpu")
 
 
+def _masks(num_rows: int, vocab_size: int = 128256) -> torch.Tensor:
+    return empty(num_rows, vocab_size // 32, dtype=I32)
+
+
 def _attention(
     heads: int,
     kv_heads: int,
@@ -183,6 +187,7 @@ CASES = [
     Case("sample, full, bf16", lambda: sample(empty(8, 128256), *_step())),
     Case("sample, full, fp32, 256k ids", lambda: sample(empty(8, 262144, dtype=FP32), *_step(262144))),
     Case("copy_blocks", lambda: copy_blocks(empty(4, 8, 16, 128), empty(4, 8, 16, 128), empty(3, 2, dtype=I32))),
+    Case("copy_blocks, masks of 128k ids", lambda: copy_blocks(_masks(4), _masks(9), empty(3, 2, dtype=I32))),
     *_attention_cases(),
     *_linear_cases(),
 ]

@@ -18,6 +18,15 @@ def test_matches_reference(shape, dtype, device):
     assert torch.equal(dst.nan_to_num(), expected.nan_to_num())
 
 
+@pytest.mark.parametrize("num_words", [14, 2049])
+def test_copies_masks_to_their_rows(num_words, device):
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randint(-(1 << 31), 1 << 31, (4, num_words), dtype=torch.int32, generator=generator).to(device)
+    allowed = torch.full((6, num_words), -1, dtype=torch.int32, device=device)
+    copy_blocks(masks, allowed, torch.tensor([[0, 4], [1, 0], [2, 5]], dtype=torch.int32, device=device))
+    assert torch.equal(allowed[[4, 0, 5]], masks[:3]) and (allowed[1:4] == -1).all()
+
+
 @pytest.mark.gpu
 def test_reads_pinned_host_memory(device):
     src = randn(4, 8, 64).pin_memory()

@@ -47,6 +47,17 @@ def test_generate_writes_the_text_and_a_speed_line(run, tiny_llama):
     assert run("generate", tiny_llama, "--max-tokens", 5, "--ignore-eos", stdin="the fox")[1] == out
 
 
+def test_generate_json_of_a_schema(run, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}')
+    code, out, _ = run("generate", "-p", "12+35=", "--json-schema", schema)
+    assert code == 0 and [type(item) for item in json.loads(out)] == [bool, bool]
+    schema.write_text("{")
+    for path, words in ((schema, "structured_outputs.json is not JSON"), (tmp_path / "none", "cannot be read")):
+        code, _, err = run("generate", "-p", "x", "--json-schema", path)
+        assert code == 2 and words in err and "Traceback" not in err
+
+
 def test_generate_json(run, tiny_llama):
     arguments = ("generate", tiny_llama, "-p", "a", "-p", "b", "--json", "--logprobs", 2, "--max-tokens", 3, "--stats")
     code, out, err = run(*arguments, "--ignore-eos")

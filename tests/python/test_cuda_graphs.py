@@ -20,9 +20,9 @@ class CalledGraphs(DecodeGraphs):
     def record(self, function):
         return SimpleNamespace(replay=function)
 
-    def replay(self, num_rows, *, greedy_only):
+    def replay_model(self, num_rows):
         self.replayed.append(num_rows)
-        super().replay(num_rows, greedy_only=greedy_only)
+        super().replay_model(num_rows)
 
 
 class GraphRunner(ModelRunner):

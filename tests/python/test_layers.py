@@ -10,7 +10,8 @@ PACKAGE = ROOT / "python" / "runtime"
 
 SHARED = {"config", "errors", "log", "start_timer"}
 BELOW_ENGINE = {"basemodel", "kernels", "parallel", "loader", "models", "_core"}
-BELOW_LLM = BELOW_ENGINE | {"engine", "outputs", "prompts", "sampling_params", "tokenizer", "chat_template"}
+BELOW_LLM = BELOW_ENGINE | {"engine", "outputs", "prompts", "sampling_params", "structured_outputs"}
+BELOW_LLM |= {"tokenizer", "chat_template", "line_process"}
 VERBS = BELOW_LLM | {"llm", "bench", "cli", "server", "simulation"}
 # part of the package -> the parts it may import, besides SHARED
 ALLOWED = {
@@ -21,11 +22,14 @@ ALLOWED = {
     "basemodel": {"kernels", "loader", "parallel", "_core"},
     "outputs": set(),
     "prompts": {"tokenizer"},
-    "sampling_params": {"_core"},
-    "chat_template": set(),
+    "sampling_params": {"_core", "structured_outputs"},
+    "structured_outputs": set(),
+    "chat_template": {"line_process"},
     "chat_template_worker": set(),
+    "line_process": set(),
     "tokenizer": {"chat_template", "loader"},
-    "engine": BELOW_ENGINE - {"models"} | {"outputs", "sampling_params", "tokenizer"},
+    "engine": BELOW_ENGINE - {"models"}
+    | {"line_process", "outputs", "sampling_params", "structured_outputs", "tokenizer"},
     "worker": {"_core", "engine"},
     "llm": BELOW_LLM - {"models"},
     "embedded": BELOW_LLM - {"models"},
@@ -37,7 +41,7 @@ ALLOWED = {
     "errors": set(),
     "log": set(),
     "start_timer": set(),
-    "__init__": {"_core", "llm", "outputs", "engine", "sampling_params"},
+    "__init__": {"_core", "llm", "outputs", "engine", "sampling_params", "structured_outputs"},
     "__main__": {"cli"},
 }
 NOT_SHARED_WITH = {"kernels", "errors", "chat_template_worker"}

@@ -58,7 +58,8 @@ def test_a_plan_is_what_the_engine_allocates(tiny_llama):
         assert planned.max_model_len == llm.max_model_len
         plan_bytes = 4 * llm._engine._scheduler.plan_capacity
         outputs = runner._transfers.device_outputs(0).num_bytes
-        assert planned.parts["rows"] == runner.rows.num_bytes + runner.inputs.num_bytes + outputs + plan_bytes
+        masks = runner._masks._device_pairs.nbytes
+        assert planned.parts["rows"] == runner.rows.num_bytes + runner.inputs.num_bytes + outputs + masks + plan_bytes
         tables = model.cos_cached.nbytes + model.sin_cached.nbytes
         assert tables <= planned.parts["tables"] < tables + 4096  # allocations are rounded up to 512 bytes
         assert planned.weights == weight_bytes(model)

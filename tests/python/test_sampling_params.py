@@ -50,6 +50,7 @@ BAD = [
     ("logit_bias", dict.fromkeys(range(321), 1.0), "at most 320", None),
     ("allowed_token_ids", [], "at least one token id", None),
     ("allowed_token_ids", [1.5], "an integer", None),
+    ("structured_outputs", "json", "a StructuredOutputsParams", None),  # more in test_structured_outputs.py
     ("stop", 7, "a string or a list of strings", None),
     ("stop", [""], "between 1 and 256 characters", None),
     ("stop", "x" * 257, "between 1 and 256 characters", None),
@@ -81,7 +82,7 @@ def test_misspelt_fields_name_the_nearest(name, nearest):
         SamplingParams(**{name: 1})
 
 
-@pytest.mark.parametrize("name", ["prompt_logprobs", "bad_words", "structured_outputs"])
+@pytest.mark.parametrize("name", ["prompt_logprobs", "bad_words"])
 def test_what_does_not_exist_yet_is_unknown(name):
     with pytest.raises(InvalidRequestError, match=f"unknown field '{name}'"):
         SamplingParams(**{name: None})

@@ -183,7 +183,6 @@ REFUSED = [
     ({"prompt": {"a": 1}}, "prompt", "unknown key"),
     ({"prompt": [1, 99999]}, "prompt_ids", "token ids between 0 and"),
     ({"prompt": [1] * 2000}, "prompt_ids", "2000 tokens: must be at most 1023 tokens"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
     ({"suffix": "x"}, "suffix", "not supported"),
     ({"best_of": 3}, "best_of", "not supported"),
 ]
@@ -198,7 +197,7 @@ def test_what_is_refused_names_its_field(client, body, param, sentence, stream):
     assert error["type"] == "invalid_request_error" and error["code"] == "invalid_request"
 
 
-CANNOT = ("tools", "functions", "response_format", "audio", "chat_template", "web_search_options")
+CANNOT = ("tools", "functions", "audio", "chat_template", "web_search_options")
 
 
 @pytest.mark.parametrize("field", CANNOT)

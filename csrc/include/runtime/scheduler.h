@@ -53,6 +53,15 @@ struct SubmitOptions {
   std::int32_t priority = 0;         // higher first, under that policy
   std::string tenant = {};           // whose share it counts against; empty: one common tenant
   std::int32_t true_output_len = 0;  // what only a simulation knows, for AdmissionMode::kOracle
+  // What may be sampled depends on the tokens before: whoever runs a plan writes the row's allowed
+  // ids before it samples.
+  bool is_masked = false;
+};
+
+// A row whose token is sampled in a step, of a request with is_masked.
+struct MaskedRow {
+  std::int32_t index;  // in the plan
+  RequestId request_id;
 };
 
 // Cached blocks that are kept. `id` is -1 and `num_tokens` 0 when nothing of the prompt is cached.
@@ -123,6 +132,8 @@ class Scheduler {
   // Plans the next step. Returns the index of the buffer that now holds it, or -1 when nothing can
   // run or num_steps_in_flight steps are unretired.
   std::int32_t Schedule();
+  // Of the newest plan; to be asked before the next call. A plan that has any has kStepMasked.
+  std::vector<MaskedRow> MaskedRows() const;
   // Retires the oldest step in flight: `step` as in its plan, one token per row of its plan
   // (ignored for rows without the SAMPLE flag; an id outside the vocabulary ends its request with
   // kError). The result is valid until the next call of Update or TakeEvents.

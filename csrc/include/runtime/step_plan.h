@@ -34,7 +34,8 @@ enum Header : std::int32_t {
 
 // Flags of the step.
 inline constexpr std::int32_t kStepGreedyOnly =
-    1;  // every sampled row needs only its largest logit
+    1;                                          // every sampled row needs only its largest logit
+inline constexpr std::int32_t kStepMasked = 2;  // some sampled row needs a mask, see MaskedRow
 
 // rows: row, num_computed, num_scheduled, flags; decode rows (those without kRowHostTokens) first.
 inline constexpr std::int32_t kRowWords = 4;

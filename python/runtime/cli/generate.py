@@ -17,6 +17,7 @@ from runtime.cli.parser import (
     sampling_params,
 )
 from runtime.errors import ConfigError, InvalidRequestError
+from runtime.structured_outputs import MAX_JSON_CHARS
 
 if TYPE_CHECKING:
     from runtime.llm import LLM
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-p", "--prompt", action="append", metavar="TEXT", help="may be repeated; default: standard input"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a prompt")
+    parser.add_argument("--json-schema", metavar="FILE", help="the output is JSON of the schema in this file")
     parser.add_argument("--stats", action="store_true", help="the scheduler's counts, on standard error")
     add_sampling_arguments(parser)
     add_engine_arguments(parser)
@@ -38,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     prompts = args.prompt or [_read_stdin()]
     params = sampling_params(args)
+    if args.json_schema is not None:
+        params = dataclasses.replace(params, structured_outputs={"json": _read_schema(args.json_schema)})
     from runtime.llm import LLM
 
     with LLM(args.model, **engine_arguments(args)) as llm:
@@ -100,6 +104,15 @@ def _stream(llm: LLM, prompt: str, params: SamplingParams) -> RequestOutput:
     finally:
         print(flush=True)
     return handle.result()
+
+
+def _read_schema(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(MAX_JSON_CHARS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"--json-schema {path} cannot be read: {reason}") from None
 
 
 def _read_stdin() -> str:

@@ -53,11 +53,13 @@ class DecodeGraphs:
             next(bucket for bucket in self._buckets if bucket >= size) for size in range(1, runner.max_num_seqs + 1)
         ]
 
-    def replay(self, num_rows: int, *, greedy_only: bool) -> None:
-        """Runs model and sampler of a decode step, back to back."""
-        bucket = self._bucket_of[num_rows]
-        self._model[bucket].replay()
-        self._sampler[bucket, greedy_only].replay()
+    def replay_model(self, num_rows: int) -> None:
+        """Runs the model of a decode step up to its logits."""
+        self._model[self._bucket_of[num_rows]].replay()
+
+    def replay_sampler(self, num_rows: int, *, greedy_only: bool) -> None:
+        """Runs the sampler of the same step."""
+        self._sampler[self._bucket_of[num_rows], greedy_only].replay()
 
     @torch.inference_mode()
     def capture(self) -> None:

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from runtime.config import EngineConfig
-from runtime.engine.deadlines import Deadlines
-from runtime.engine.detokenizer import TextStream
+from runtime.engine.commands import Commands
 from runtime.engine.device import resolve_device
+from runtime.engine.intake import Intake
 from runtime.engine.knobs import Knobs
 from runtime.engine.loading import LoadedModel, load_model
+from runtime.engine.masks import MaskedSteps
 from runtime.engine.memory_use import Memory
 from runtime.engine.model_runner import ModelRunner, Step
 from runtime.engine.output_processor import OutputProcessor
 from runtime.engine.pinned_prefix import PinnedPrefix
 from runtime.engine.rank_group import start_ranks
-from runtime.engine.request import Completion, RequestHandle
+from runtime.engine.request import RequestHandle
 from runtime.engine.submission import SubmitOptions
 from runtime.engine.watchdog import Watchdog
 from runtime.errors import (
     ConfigError,
-    DeadlineExceeded,
     EngineDeadError,
-    InvalidRequestError,
     RequestAborted,
     for_this_caller,
 )
@@ -76,11 +73,10 @@ class Engine:
         self._scheduler: _core.Scheduler
         self._runner: ModelRunner
         self._outputs: OutputProcessor
+        self._intake: Intake
+        self._masked: MaskedSteps
         self._step_timeout_s = self.config.resolve_step_timeout(self.device)
-        self._request_ids = itertools.count()
-        self._handle_ids = itertools.count()
-        self._deadlines = Deadlines()
-        self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._commands = Commands()
         self._error: BaseException | None = None
         self._started = threading.Event()
         self._closing = threading.Event()
@@ -121,25 +117,11 @@ class Engine:
         Raises:
             InvalidRequestError: the scheduler refuses it for good.
             CapacityError: the queue is full.
+            ConfigError: structured_outputs cannot be used here. What is wrong with a grammar is the request's error.
             EngineDeadError, RequestAborted: the engine has stopped, or was closed.
         """
         self._require_alive()
-        if params.stop_strings and self.tokenizer is None:
-            message = "stop strings are found in the text, which skip_tokenizer_init=True leaves out"
-            raise InvalidRequestError("stop", params.stop, message=message)
-        handle_id = str(next(self._handle_ids))
-        handle = RequestHandle(handle_id, prompt, prompt_token_ids, params, self.tokenizer, self._abort, options)
-        handle.completions = [self._completion(handle, index) for index in range(params.n)]
-        first, rest = handle.completions[0], handle.completions[1:]
-        if not self._waits_for_cache(handle):
-            self._submit_all(handle.completions)
-        else:
-            handle.defer(rest)
-            self._submit_all([first])
-        self._deadlines.add(handle)
-        if self._error is not None:  # it ended meanwhile and may not have seen this request
-            self._outputs.fail_all(self._error)
-        return handle
+        return self._intake.submit(prompt, prompt_token_ids, params, options)
 
     def reset_prefix_cache(self) -> None:
         """Forgets all cached prefixes."""
@@ -162,8 +144,7 @@ class Engine:
     def call(self, function: Callable[[], Any]) -> Any:
         """Runs a function in the engine thread, between two steps; returns its result."""
         self._require_alive()
-        future: Future[Any] = Future()
-        self._commands.append((function, future))
+        future = self._commands.add(function)
         self._scheduler.wake()
         if self._error is not None:
             self._cancel_commands()
@@ -176,87 +157,17 @@ class Engine:
             self._scheduler.wake()
             self._thread.join(_CLOSE_TIMEOUT_S if self._error is None else 0.0)  # a hung step never ends
         self._end_ranks()
+        self._intake.close()
         if self.tokenizer is not None:
             self.tokenizer.close()
 
-    # ---- requests -------------------------------------------------------------------------
-
-    def _completion(self, handle: RequestHandle, index: int) -> Completion:
-        params, text = handle.params, None
-        if self.tokenizer is not None and params.detokenize and not handle.is_score:
-            text = TextStream(
-                self.tokenizer,
-                handle.prompt_token_ids,
-                stops=params.stop_strings,
-                include_stop=params.include_stop_str_in_output,
-                min_tokens=params.min_tokens,
-                skip_special_tokens=params.skip_special_tokens,
-            )
-        return Completion(handle, next(self._request_ids), index, params.for_completion(index), text)
-
-    def _waits_for_cache(self, handle: RequestHandle) -> bool:
-        """Whether completions 1.. find the prompt's full blocks in the cache once the first one has computed them."""
-        caches = self.config.enable_prefix_caching and len(handle.prompt_token_ids) > self.config.block_size
-        return caches and len(handle.completions) > 1
-
-    def _submit_all(self, completions: Sequence[Completion]) -> None:
-        for i, completion in enumerate(completions):
-            handle = completion.handle
-            self._outputs.add(completion)
-            try:
-                self._scheduler.submit(
-                    completion.request_id,
-                    handle.prompt_token_ids,
-                    completion.numbers,
-                    cache_salt=handle.options.cache_salt,
-                    score_start=handle.options.score_start,
-                    priority=handle.options.priority,
-                    tenant=handle.options.tenant,
-                )
-            except Exception:
-                self._outputs.discard(completion)
-                for submitted in completions[:i]:
-                    self._scheduler.abort(submitted.request_id)
-                raise
-
-    def _submit_deferred(self, first: Completion) -> None:
-        """Engine thread: the prompt of the first completion has been computed."""
-        deferred = first.handle.take_deferred()
-        try:
-            self._submit_all(deferred)
-        except Exception as error:
-            for completion in deferred:
-                self._outputs.fail(completion, error)
-        if first.handle.aborted:  # perhaps before these were there to be aborted
-            self._abort(first.handle)
-
-    def _abort(self, handle: RequestHandle) -> None:
-        handle.aborted = True
-        for completion in handle.take_deferred():
-            completion.finish("abort")
-            completion.close()
-        for completion in handle.completions:
-            if not completion.closed and self._error is None:
-                self._scheduler.abort(completion.request_id)
-
-    def _expire(self) -> None:
-        """Engine thread: ends the requests whose deadline has passed."""
-        for handle in self._deadlines.expired(time.perf_counter()):
-            error = DeadlineExceeded(
-                f"request {handle.request_id} did not finish in deadline_s={handle.options.deadline_s}"
-            )
-            for completion in handle.completions:
-                if not completion.closed:
-                    self._outputs.fail(completion, error)
-                    self._scheduler.abort(completion.request_id)
+    # ---- the thread -----------------------------------------------------------------------
 
     def _require_alive(self) -> None:
         if self._error is not None:
             raise for_this_caller(self._error)
         if self._closing.is_set():
             raise RequestAborted("the engine is closed")
-
-    # ---- the thread -----------------------------------------------------------------------
 
     def _main(self) -> None:
         try:
@@ -297,10 +208,14 @@ class Engine:
         if self.device == "cpu":
             torch.set_num_threads(loaded.num_threads)
         self._scheduler = loaded.make_scheduler(num_steps_in_flight=steps, preempt_every=self._knobs.preempt_every)
+        self._timer.enter("tokenizer")  # its form for grammars
+        self._intake = Intake(loaded, self._scheduler, lambda: self._error)
+        self._outputs = self._intake.outputs
+        self._timer.enter("runner")
         with loaded.meter.guard(loaded.plan):
             self._make_runner(loaded, num_plan_buffers=steps + 1)
         self._ranks.serve(self._runner)
-        self._outputs = OutputProcessor(self._scheduler.stop, self._scheduler.abort, self._submit_deferred)
+        self._masked = MaskedSteps(self._runner, self._outputs.live, self._intake.fail)
         self.memory = loaded.meter.compare(loaded.plan, loaded.model.mem_manager.kv_cache.nbytes)
         logger.info("ready in %.1f s", sum(self.startup[0].values()))
 
@@ -322,9 +237,8 @@ class Engine:
         emit_late = self._runner.is_async  # while the next step runs
         retired: tuple[_core.StepResult, Step | None] | None = None
         while not self._closing.is_set() and self._error is None:
-            if self._commands:
-                self._run_commands()
-            self._expire()
+            self._commands.run()
+            self._intake.expire()
             self._finish_copies()
             self._launch(in_flight)
             if retired is not None:
@@ -332,7 +246,7 @@ class Engine:
                 retired = None
             if in_flight:
                 step = in_flight.popleft()
-                retired = (self._retire(step), step)
+                retired = (self._retire(step, in_flight), step)
                 if not emit_late:
                     self._outputs.process(*retired)
                     retired = None
@@ -340,6 +254,8 @@ class Engine:
                 self._outputs.process(self._scheduler.take_events(), None)
                 self._wait()
         for step in in_flight:  # it still writes what is freed next
+            if step.held is not None:
+                self._runner.sample_held(step, [])
             step.wait(self._step_timeout_s, self._tp_group)
         self._runner.wait_for_copies(self._step_timeout_s)
 
@@ -355,8 +271,11 @@ class Engine:
         for step in self._runner.take_done_copies():
             self._scheduler.transfer_done(step)
 
-    def _retire(self, step: Step) -> _core.StepResult:
+    def _retire(self, step: Step, behind: deque[Step]) -> _core.StepResult:
         step.wait(self._step_timeout_s, self._tp_group)
+        self._masked.take(step)
+        if behind and behind[0].held is not None:
+            self._masked.sample(behind[0])
         return self._scheduler.update(step.number, step.token_ids)
 
     def _launch(self, in_flight: deque[Step]) -> None:
@@ -366,20 +285,14 @@ class Engine:
                 return
             self._watchdog.busy_since = time.monotonic()
             self._ranks.publish(buffer)
-            in_flight.append(self._runner.launch(buffer))
-
-    def _run_commands(self) -> None:
-        while self._commands:
-            function, future = self._commands.popleft()
-            try:
-                future.set_result(function())
-            except Exception as error:
-                future.set_exception(error)
+            in_flight.append(step := self._runner.launch(buffer))
+            if step.held is not None:
+                self._masked.enter(step, self._scheduler.masked_rows())
+                if len(in_flight) == 1:
+                    self._masked.sample(step)
 
     def _cancel_commands(self) -> None:
-        while self._commands:
-            _, future = self._commands.popleft()
-            future.set_exception(for_this_caller(self._error or RequestAborted("the engine is closed")))
+        self._commands.cancel(self._error or RequestAborted("the engine is closed"))
 
     def _die(self, error: BaseException) -> None:
         """Every waiting caller gets the cause; nothing is accepted any more."""

@@ -17,6 +17,7 @@ from runtime.config import EngineConfig
 from runtime.engine.cuda_graphs import batch_buckets
 from runtime.engine.device import Device, check_device
 from runtime.engine.device_bytes import DeviceBytes
+from runtime.engine.masks import device_bytes
 from runtime.engine.warm_up import SMALL_TENSORS_BYTES
 from runtime.kernels.attention_shapes import partials_size
 from runtime.kernels.peer_memory import PeerMemory
@@ -125,7 +126,8 @@ def _row_bytes(model: TpPartBaseModel, config: EngineConfig, device: Device) -> 
     outputs = StepOutputs.allocate(max_num_seqs=seqs, device="meta")
     limits = scheduler_config(config, model, device.kind)
     plan_words = _core.Scheduler(limits, _core.BlockAllocator(1)).plan_capacity
-    return rows.num_bytes + inputs.num_bytes + outputs.num_bytes + 4 * plan_words
+    masks = device_bytes(seqs + 1)
+    return rows.num_bytes + inputs.num_bytes + outputs.num_bytes + masks + 4 * plan_words
 
 
 def _rows(model: TpPartBaseModel, config: EngineConfig) -> RowState:

@@ -6,6 +6,8 @@ Nothing here waits for the device: a `Step` is launched, and asked later whether
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 
 from runtime.engine.cuda_graphs import DecodeGraphs
 from runtime.engine.kv_tier import make_tier
+from runtime.engine.masks import MaskTransfers
 from runtime.engine.scoring import ScoredRow, Scorer
 from runtime.engine.transfers import CudaTransfers, HostTransfers, Transfers, plan_buffers
 from runtime.engine.warm_up import SMALL_TENSORS_BYTES, WarmUpStep, warm_up_steps
@@ -24,6 +27,7 @@ from runtime.kernels.step_state import RowState, SampleWorkspace, StepInputs, St
 
 if TYPE_CHECKING:
     from runtime.basemodel import InferStateInfo, TpPartBaseModel
+    from runtime.engine.request import Completion
     from runtime.parallel import TpGroup
 
 Words = npt.NDArray[np.int32]
@@ -34,14 +38,18 @@ _POLL_S = 20e-6
 class Step:
     """A launched step. Its arrays stay valid until its buffers' next turn, when it has long been emitted."""
 
-    def __init__(self, header: list[int], outputs: StepOutputs) -> None:
+    def __init__(self, header: list[int], outputs: StepOutputs, buffer: int = 0) -> None:
         self.number = header[sp.STEP]
+        self.buffer = buffer  # of its plan
         self.num_rows = header[sp.NUM_ROWS]
         self.is_decode = header[sp.NUM_DECODE_ROWS] == self.num_rows
         self.launched_at = time.perf_counter()
         self.done_at: float | None = None  # when `wait` saw its end
         self.event: torch.cuda.Event | None = None
         self.scored: dict[int, ScoredRow] = {}
+        self.held: Callable[[], None] | None = None  # launches its sampler, which waits for masks
+        self.masked: list[tuple[int, Completion]] = []  # (row in the plan, whose token is sampled under a mask)
+        self.mask_errors: dict[int, Exception] = {}  # by row in the plan: why there was no mask
         self._outputs = outputs.views
 
     @property
@@ -131,6 +139,8 @@ class ModelRunner:
                 )
         else:
             self._transfers = HostTransfers(num_plan_buffers, plan_capacity, max_num_seqs)
+        # rank 0 alone samples
+        self._masks = MaskTransfers(self.rows, num_plan_buffers) if self._tp.rank == 0 else None
         self._tier = make_tier(model.mem_manager.kv_cache, num_host_blocks)
         self._graphs = None if enforce_eager else self.make_graphs()
 
@@ -176,6 +186,8 @@ class ModelRunner:
             is_prefill=shape.is_prefill,
         )
         logits = self.forward(self._input_ids, state)
+        if self._masks is not None:
+            self._masks.send(0, [self.max_num_seqs])  # the row of padding
         for greedy_only in (True, False):
             self.sample(logits, self._transfers.device_outputs(0), greedy_only=greedy_only)
 
@@ -185,7 +197,10 @@ class ModelRunner:
             self._graphs.capture()
 
     def launch(self, buffer: int) -> Step:
-        """Runs the plan in that buffer; on CUDA it is only queued. To be called in inference mode."""
+        """Runs the plan in that buffer; on CUDA it is only queued. To be called in inference mode.
+
+        On rank 0 a step whose plan has STEP_MASKED is held: its sampler runs with `sample_held`.
+        """
         words = self._transfers.words[buffer]
         header = words[: sp.HEADER_WORDS].tolist()
         num_rows, greedy_only = header[sp.NUM_ROWS], bool(header[sp.STEP_FLAGS] & sp.STEP_GREEDY_ONLY)
@@ -196,14 +211,40 @@ class ModelRunner:
             return Step(header, self._transfers.host_outputs(buffer))
         self.prepare(self._transfers.upload(buffer, header[sp.NUM_WORDS]))
         self._scorer.apply(words, header)
-        step = Step(header, self._transfers.host_outputs(buffer))
+        step = Step(header, self._transfers.host_outputs(buffer), buffer)
+        sampler: Callable[[], None]
         if self._graphs is not None and step.is_decode:
-            self._graphs.replay(num_rows, greedy_only=greedy_only)
+            self._graphs.replay_model(num_rows)
+            sampler = partial(self._graphs.replay_sampler, num_rows, greedy_only=greedy_only)
         else:
             logits = self._compute_logits(header, words, step)
-            self.sample(logits, self._transfers.device_outputs(buffer), greedy_only=greedy_only)
-        step.event = self._transfers.download(buffer, header)
+            sampler = partial(self.sample, logits, self._transfers.device_outputs(buffer), greedy_only=greedy_only)
+        if self._masks is not None and header[sp.STEP_FLAGS] & sp.STEP_MASKED:
+            step.held = partial(self._finish, step, header, sampler)
+        else:
+            self._finish(step, header, sampler)
         return step
+
+    def _finish(self, step: Step, header: list[int], sampler: Callable[[], None]) -> None:
+        sampler()
+        step.event = self._transfers.download(step.buffer, header)
+
+    def masks(self, step: Step) -> Words:
+        """Where the masks of a held step are written, int32 [R, ceil(vocab / 32)]."""
+        assert self._masks is not None, "rank 0 alone holds steps"
+        return self._masks.host(step.buffer)
+
+    def row_of(self, step: Step, index: int) -> int:
+        """The row in the device's state of a row of the plan of a step that has not been emitted."""
+        words = self._transfers.words[step.buffer]
+        return int(words[words[sp.ROWS] + index * sp.ROW_WORDS])
+
+    def sample_held(self, step: Step, rows: Sequence[int]) -> None:
+        """Launches the sampler of a held step; mask i of its buffer is that of `rows[i]`."""
+        assert self._masks is not None and step.held is not None
+        self._masks.send(step.buffer, rows)
+        step.held()
+        step.held = None
 
     def _start_copies(self, words: Words, header: list[int]) -> None:
         offset, count = header[sp.COPIES], header[sp.COPIES + 1]

@@ -57,6 +57,10 @@ class OutputProcessor:
     def add(self, completion: Completion) -> None:
         self._live[completion.request_id] = completion
 
+    def live(self, request_id: int) -> Completion | None:
+        """One that has not been closed."""
+        return self._live.get(request_id)
+
     def discard(self, completion: Completion) -> None:
         self._live.pop(completion.request_id, None)
 
@@ -142,6 +146,7 @@ class OutputProcessor:
     def _close(self, completion: Completion) -> None:
         self.discard(completion)
         for waiting in completion.handle.take_deferred():  # it never came to its first token
+            self.discard(waiting)
             waiting.finish(completion.finish_reason or "error", error=completion.error)
             waiting.close()
         completion.close()

@@ -20,6 +20,7 @@ from runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOu
 
 if TYPE_CHECKING:
     from runtime import _core
+    from runtime.engine.constraint import Constraint
     from runtime.sampling_params import SamplingParams
     from runtime.tokenizer import Tokenizer
 
@@ -40,6 +41,7 @@ class Completion:
         self.index = index
         self.numbers = numbers
         self.text = text
+        self.constraint: Constraint | None = None  # of its tokens, by structured_outputs
         self.has_stop_strings = text is not None and text.has_stops
         self.has_logprobs = handle.params.logprobs is not None
         self.token_ids: list[int] = []
@@ -115,6 +117,7 @@ class RequestHandle:
         self.options = options
         self.completions: list[Completion] = []
         self.aborted = False
+        self.is_queued = True  # False while, and if in vain, its grammar is compiled
         self.arrival = time.time()
         self.arrived_at = time.perf_counter()
         self._deferred: list[Completion] = []

@@ -37,6 +37,7 @@ from runtime.server.messages import (
     ToEngine,
     from_wire,
 )
+from runtime.structured_outputs import StructuredOutputsParams
 
 if TYPE_CHECKING:
     from runtime.sampling_params import SamplingParams
@@ -280,14 +281,17 @@ class EngineClient(ABC):
 def as_arguments(params: SamplingParams) -> dict[str, Any]:
     """The arguments that make an equal SamplingParams: those that are not the default."""
     given = {name: getattr(params, name) for name in params.__dataclass_fields__ if name not in _DERIVED}
+    given["structured_outputs"] = params.structure
     default = type(params)()
     return {name: _plain(value) for name, value in given.items() if value != getattr(default, name)}
 
 
-_DERIVED = ("numbers", "stop_strings")
+_DERIVED = ("numbers", "stop_strings", "structure")
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, StructuredOutputsParams):
+        return value.as_arguments()
     return dict(value) if isinstance(value, Mapping) else value
 
 

@@ -240,10 +240,10 @@ class _Live:
             yield Refused(self.id, to_wire(error))
 
     def _read(self) -> Iterator[Event]:
-        if self._error is None and not self._is_accepted:
+        handle = self._handle
+        if self._error is None and not self._is_accepted and (handle is None or handle.is_queued):
             self._is_accepted = True
             yield Accepted(self.id)
-        handle = self._handle
         if self._error is None and handle is not None and handle.is_score:
             yield from self._read_scores(handle)
         elif self._error is None and handle is not None:

@@ -11,6 +11,7 @@ import msgspec
 from runtime.engine.submission import SubmitOptions
 from runtime.errors import InvalidRequestError, shorten
 from runtime.sampling_params import SamplingParams
+from runtime.server.output_form import output_form
 
 # passed on to SamplingParams under the same name, which checks them
 SAMPLING_FIELDS = (
@@ -53,19 +54,13 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "documents": ([],),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "length_penalty": (1, 1.0),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -90,6 +85,12 @@ class Common(msgspec.Struct, kw_only=True):
     stream: Flag = None
     stream_options: StreamOptions | None = None
     logit_bias: dict[str, Any] | None = None
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
 
 
 class CompletionBody(Common, kw_only=True):
@@ -159,6 +160,8 @@ def parse(
         raise InvalidRequestError("cache_salt", options["cache_salt"], "a text")
     if body.logit_bias is not None:
         sampling["logit_bias"] = {_token_id(key): value for key, value in body.logit_bias.items()}
+    if (form := output_form(body)) is not None:
+        sampling["structured_outputs"] = form
     return Parsed(SamplingParams(**{**passed, **sampling}), SubmitOptions(**options), ignored)
 
 

@@ -1,0 +1,254 @@
+"""Answers have the form that was asked for, however they are scheduled, and neighbours notice nothing."""
+
+import json
+import os
+import random
+import re
+import threading
+
+import jsonschema
+import pytest
+from random_schemas import random_object, random_schema
+
+from runtime import LLM, SamplingParams, StructuredOutputsParams
+from runtime.engine import Knobs
+from runtime.engine.grammars import MAX_CACHED
+from runtime.errors import CapacityError, ConfigError, DeadlineExceeded, InvalidRequestError
+
+NUM_SCHEMAS = int(os.environ.get("RUNTIME_TEST_SCHEMAS", "50"))
+PROMPT = [17, 18, 19, 20, 21]
+SMALL = {"block_size": 4, "num_kv_blocks": 800, "max_model_len": 256, "deterministic": True}
+
+
+def ask(llm, structure, **params):
+    params = {"max_tokens": 120, "seed": 1, **params}
+    return llm.generate({"prompt_token_ids": PROMPT}, SamplingParams(structured_outputs=structure, **params))[0]
+
+
+def check(schema, completion):
+    """Whether it stopped; then it is valid."""
+    if completion.finish_reason != "stop":
+        return False
+    jsonschema.Draft202012Validator(schema).validate(json.loads(completion.text))
+    return True
+
+
+def test_finished_answers_satisfy_random_schemas(llm):
+    rng = random.Random(7)
+    schemas = [random_schema(rng) if i % 3 else random_object(rng) for i in range(NUM_SCHEMAS)]
+    params = [
+        SamplingParams(structured_outputs={"json": schema}, temperature=1.0, seed=i, max_tokens=200)
+        for i, schema in enumerate(schemas)
+    ]
+    outputs = llm.generate([{"prompt_token_ids": PROMPT}] * len(schemas), params)
+    num_finished = sum(check(schema, out.outputs[0]) for schema, out in zip(schemas, outputs))
+    assert num_finished >= 0.8 * NUM_SCHEMAS
+
+
+@pytest.mark.parametrize(
+    "structure, form",
+    [
+        ({"regex": r"[a-z]{3}-\d{4}"}, r"[a-z]{3}-\d{4}"),
+        ({"choice": ['say "no"\\', "müß 😀"]}, 'say "no"\\\\|müß 😀'),
+        ({"grammar": 'start: "<n>" /[0-9]{1,3}/ "</n>"'}, "<n>[0-9]{1,3}</n>"),
+        ({"grammar": 'start: "<t>" %json {"const": [1]} "</t>"'}, r"<t>\s*\[\s*1\s*\]\s*</t>"),
+        ({"json": {"const": {"a": [1, "b"]}}, "disable_any_whitespace": True}, r'\{"a":\[1,"b"\]\}'),
+    ],
+    ids=["regex", "choice", "grammar", "grammar-with-json", "no-whitespace"],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_other_forms(llm, structure, form, temperature):
+    completion = ask(llm, structure, temperature=temperature).outputs[0]
+    assert completion.finish_reason == "stop" and re.fullmatch(form, completion.text), completion.text
+
+
+def test_any_json_object(llm):
+    bias = {llm.tokenizer.token_to_id("}"): 30.0}
+    completion = ask(llm, StructuredOutputsParams(json_object=True), logit_bias=bias).outputs[0]
+    assert completion.finish_reason == "stop" and isinstance(json.loads(completion.text), dict)
+
+
+# ---- beside others, and however it is scheduled -------------------------------------------------
+
+# every other one is plain
+MIXED = [None if i % 2 else {"json": random_object(random.Random(i), 3)} for i in range(8)]
+ALL = range(len(MIXED))
+
+
+def mixed_params(structures):
+    return [
+        SamplingParams(
+            structured_outputs=structure,
+            temperature=(0.0, 1.0)[i // 2 % 2],
+            top_p=(1.0, 0.9)[i // 4 % 2],
+            seed=i,
+            max_tokens=60,
+            logprobs=1,
+        )
+        for i, structure in enumerate(structures)
+    ]
+
+
+def outputs_of(llm, which=ALL):
+    prompts = [{"prompt_token_ids": [2 + i, 40, 50 + i, *range(60, 60 + 7 * i)]} for i in which]
+    params = mixed_params(MIXED)
+    return [
+        (c.token_ids, c.finish_reason, [sorted((t, p.logprob) for t, p in one.items()) for one in c.logprobs])
+        for out in llm.generate(prompts, [params[i] for i in which])
+        for c in out.outputs
+    ]
+
+
+@pytest.fixture(scope="module")
+def each_alone(tiny_llama):
+    with LLM(str(tiny_llama), **SMALL, enable_prefix_caching=False) as llm:
+        return [outputs_of(llm, [i])[0] for i in range(len(MIXED))]
+
+
+@pytest.mark.parametrize(
+    "arguments, knobs",
+    [
+        ({}, Knobs()),
+        ({"max_num_batched_tokens": 16, "max_num_seqs": 4}, Knobs(num_steps_in_flight=2)),
+        ({"max_num_batched_tokens": 24}, Knobs(preempt_every=2, num_steps_in_flight=2)),
+        ({"num_kv_blocks": 64, "admission": "none"}, Knobs(num_steps_in_flight=2)),
+    ],
+    ids=["batch", "chunks-async", "preempt-async", "few-blocks-async"],
+)
+def test_batch_chunks_preemption_and_depth_change_nothing(tiny_llama, each_alone, arguments, knobs):
+    with LLM._with_knobs(knobs, str(tiny_llama), **{**SMALL, **arguments}) as llm:
+        assert outputs_of(llm) == each_alone
+        assert llm.stats.num_running == llm.stats.num_waiting == 0
+        assert llm.stats.num_preemptions > 0 or not knobs.preempt_every
+
+
+def test_two_ranks_answer_as_one(tiny_llama, each_alone):
+    with LLM(str(tiny_llama), device="cpu", tensor_parallel_size=2, **SMALL) as llm:
+        assert [out[:2] for out in outputs_of(llm)] == [out[:2] for out in each_alone]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_on_a_gpu_masks_come_in_time_and_neighbours_are_untouched(enforce_eager):
+    with LLM(device="cuda", deterministic=True, enforce_eager=enforce_eager, max_num_seqs=16) as llm:
+        alone = [outputs_of(llm, [i])[0] for i in ALL]
+        assert outputs_of(llm) == alone
+        rng = random.Random(3)
+        schemas = [random_object(rng) for _ in range(64)]
+        params = [SamplingParams(structured_outputs={"json": one}, seed=1, max_tokens=300) for one in schemas]
+        outputs = llm.generate(["12+35="] * len(schemas), params)
+        assert sum(check(schema, out.outputs[0]) for schema, out in zip(schemas, outputs)) >= 40
+
+
+# ---- with the other parameters ------------------------------------------------------------------
+
+
+def test_each_of_n_completions_has_its_own_state(llm):
+    out = ask(llm, {"regex": "[a-z]{2,9}[0-9]"}, n=4)
+    texts = [completion.text for completion in out.outputs]
+    assert len(set(texts)) > 1 and all(re.fullmatch("[a-z]{2,9}[0-9]", text) for text in texts)
+
+
+def test_max_tokens_and_stop_strings_end_it_before_its_form_is_whole(llm):
+    cut = ask(llm, {"regex": "[ab]{50}"}, max_tokens=5).outputs[0]
+    assert cut.finish_reason == "length" and re.fullmatch("[ab]{5,}", cut.text)
+    stopped = ask(llm, {"regex": "[a-z]{5}END[a-z]{500}"}, stop="END").outputs[0]
+    assert (stopped.finish_reason, stopped.stop_reason) == ("stop", "END") and re.fullmatch("[a-z]{5}", stopped.text)
+
+
+def test_allowed_ids_and_the_grammar_hold_together(llm):
+    ids = [llm.tokenizer.token_to_id(letter) for letter in "abc"]
+    allowed = [1, *ids]
+    assert re.fullmatch("[bc]{6}", ask(llm, {"regex": "[b-z]{6}"}, allowed_token_ids=allowed).outputs[0].text)
+    with pytest.raises(InvalidRequestError, match="after 0 tokens no token is allowed by both .* allowed_token_ids"):
+        ask(llm, {"regex": "[0-9]+"}, allowed_token_ids=allowed)
+
+
+def test_a_form_shorter_than_min_tokens_is_an_error(llm):
+    assert len(ask(llm, {"regex": "a*"}, min_tokens=9).outputs[0].token_ids) > 9
+    with pytest.raises(InvalidRequestError, match="no token is allowed by both the grammar and min_tokens"):
+        ask(llm, {"choice": ["a"]}, min_tokens=9)
+
+
+def test_a_form_that_leaves_no_token_does_not_matter_once_the_request_has_ended(tiny_llama):
+    with LLM._with_knobs(Knobs(num_steps_in_flight=2), str(tiny_llama), **SMALL) as llm:
+        a, b = (llm.tokenizer.token_to_id(letter) for letter in "ab")
+        stopped = ask(llm, {"regex": "ab"}, allowed_token_ids=[a, b], stop_token_ids=[b]).outputs[0]
+        assert (stopped.finish_reason, stopped.token_ids) == ("stop", [a, b])
+        ended = ask(llm, {"regex": "ab"}, allowed_token_ids=[a, b], stop="b", include_stop_str_in_output=True)
+        assert (ended.outputs[0].finish_reason, ended.outputs[0].text) == ("stop", "ab")
+
+
+def test_masks_found_side_by_side_are_the_same(tiny_llama, each_alone, monkeypatch):
+    monkeypatch.setattr("runtime.engine.masks.MIN_PARALLEL", 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    with LLM(str(tiny_llama), **SMALL) as llm:
+        assert outputs_of(llm) == each_alone
+        with pytest.raises(InvalidRequestError, match="allowed_token_ids"):
+            ask(llm, {"regex": "[0-9]+"}, n=3, allowed_token_ids=[1])
+
+
+# ---- what a grammar may do to the engine --------------------------------------------------------
+
+HOSTILE = {
+    "parentheses": {"regex": "(" * 4000 + ")" * 4000},
+    "unfinished": {"regex": "a("},
+    "repetition": {"regex": "x{1000000}"},
+    "nested repetition": {"regex": "((x{100}){100}){100}"},
+    "not a schema": {"json": {"type": "bogus"}},
+    "nothing satisfies it": {"json": {"type": "integer", "minimum": 3, "maximum": 2}},
+    "elsewhere": {"json": {"$ref": "http://example.com/schema.json"}},
+    "unfinished grammar": {"grammar": "start: ("},
+    "deep grammar": {"grammar": "start: " + "(" * 30_000 + '"a"' + ")" * 30_000},
+    "endless to compile": {"grammar": "start: A\nA: " + " & ".join(f"/.*{i}.*/" for i in range(300))},
+}
+
+
+def test_a_bad_grammar_ends_its_own_request(llm):
+    neighbour = llm.submit({"prompt_token_ids": PROMPT}, SamplingParams(max_tokens=200, ignore_eos=True))
+    for name, structure in HOSTILE.items():
+        with pytest.raises((InvalidRequestError, CapacityError), match="structured_outputs|no core was free") as caught:
+            ask(llm, structure)
+            pytest.fail(name)
+        assert len(str(caught.value)) < 400
+    assert len(neighbour.result(timeout=60).outputs[0].token_ids) == 200
+    assert ask(llm, {"choice": ["well"]}).outputs[0].text == "well"
+
+
+def test_more_grammars_than_are_kept(llm):
+    count = MAX_CACHED + 40
+    params = [SamplingParams(structured_outputs={"choice": [f"w{i}"]}, max_tokens=9) for i in range(count)]
+    outputs = llm.generate([{"prompt_token_ids": PROMPT}] * count, params)
+    assert [out.outputs[0].text for out in outputs] == [f"w{i}" for i in range(count)]
+
+
+def test_abort_and_deadline_while_a_grammar_is_compiled(llm):
+    params = SamplingParams(structured_outputs={"regex": "[a-z]{90}"}, max_tokens=100)
+    handles = [llm.submit({"prompt_token_ids": PROMPT}, params) for _ in range(20)]
+    for handle in handles:
+        handle.abort()
+    assert {handle.result(timeout=60).outputs[0].finish_reason for handle in handles} <= {"abort", "stop"}
+    late = llm.submit({"prompt_token_ids": PROMPT}, params, deadline_s=1e-6)
+    with pytest.raises(DeadlineExceeded):
+        late.result(timeout=60)
+    assert llm._engine._outputs.num_live == 0
+
+
+def test_closing_ends_what_waits_for_a_grammar(tiny_llama):
+    before = set(threading.enumerate())
+    with LLM(str(tiny_llama), num_kv_blocks=64, block_size=4) as llm:
+        params = SamplingParams(structured_outputs={"regex": "[a-z]{90}"}, max_tokens=100)
+        handles = [llm.submit({"prompt_token_ids": PROMPT}, params) for _ in range(50)]
+    assert all(handle.done for handle in handles)
+    assert not [t for t in set(threading.enumerate()) - before if t.name == "runtime-grammars"]
+
+
+def test_without_the_library_or_a_tokenizer_the_error_says_what_to_do(tiny_llama, monkeypatch):
+    with LLM(str(tiny_llama), num_kv_blocks=64, skip_tokenizer_init=True) as llm:
+        with pytest.raises(ConfigError, match="skip_tokenizer_init"):
+            ask(llm, {"regex": "a"})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with LLM(str(tiny_llama), num_kv_blocks=64) as llm:
+        with pytest.raises(ConfigError, match=r"pip install 'runtime-llm\[structured\]'"):
+            ask(llm, {"regex": "a"})
+        assert llm.generate({"prompt_token_ids": PROMPT})[0].finished
