@@ -22,6 +22,7 @@ from runtime.server.metrics import CONTENT_TYPE
 from runtime.server.page import page_routes
 from runtime.server.protocol import ChatBody, Common, read_body
 from runtime.server.serving import Serving
+from runtime.server.tool_use import read_tools
 
 
 def make_app(serving: Serving) -> ASGIApp:
@@ -95,7 +96,7 @@ async def tokenize(request: Request) -> Response:
     serving.check_model(body.model)
     tokenizer = serving.tokenizer
     if body.messages is not None:
-        token_ids = (await encode_chat(serving, body)).token_ids
+        token_ids = (await encode_chat(serving, body, read_tools(body))).token_ids
     elif body.prompt is not None:
         text = body.prompt
         token_ids = await serving.in_thread(lambda: tokenizer.encode(text, add_special_tokens=body.add_special_tokens))
