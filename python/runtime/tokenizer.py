@@ -112,7 +112,7 @@ class Tokenizer:
             )
         if tools is not None and not template.shows_tools():
             raise InvalidRequestError(
-                "tools", message="tools: this model's chat template does not show them to the model"
+                "tools", message="tools: this model's chat template leaves them out of the prompt"
             )
         return template.render(messages, tools=tools, **options)
 

@@ -197,15 +197,21 @@ def test_what_is_refused_names_its_field(client, body, param, sentence, stream):
     assert error["type"] == "invalid_request_error" and error["code"] == "invalid_request"
 
 
-CANNOT = ("tools", "functions", "audio", "chat_template", "web_search_options")
+CANNOT = ("functions", "audio", "chat_template", "web_search_options")
 
 
 @pytest.mark.parametrize("field", CANNOT)
 def test_what_a_chat_cannot_do_is_refused_by_name(client, field):
-    value = [{"type": "function", "function": {"name": "f"}}] if field in ("tools", "functions") else {"a": 1}
+    value = [{"name": "f"}] if field == "functions" else {"a": 1}
     error = chat(client, **{field: value}).json()["error"]
     assert error["param"] == field and error["message"].startswith(f"{field} is not supported")
     assert chat(client, max_tokens=1, **{field: None}).status_code == 200
+
+
+def test_the_built_in_model_calls_no_tools(client):
+    error = chat(client, tools=[{"type": "function", "function": {"name": "f"}}]).json()["error"]
+    assert error["param"] == "tools" and "chat template leaves them out" in error["message"]
+    assert chat(client, tools=[], tool_choice="auto", parallel_tool_calls=True, max_tokens=1).status_code == 200
 
 
 def test_unknown_fields_are_ignored_with_a_warning(client):

@@ -115,12 +115,15 @@ FRAGMENTS += ['<tool_call>{"name": "f", "arguments": {}', '<tool_call> {"argumen
 FRAGMENTS += ['"name": "f"', '"parameters": {}', '{"name": "g-2"', '{"id":', "é😀"]
 
 
+STARTS = ["", "", '{"name": "f", "parameters": {', ' <|python_tag|>{"name": "f", "arguments": {}}']
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_where_pieces_end_makes_no_difference(format):
     rng = random.Random(7)
     num_calls = 0
     for _ in range(3000):
-        text = "".join(rng.choices(FRAGMENTS, k=rng.randint(1, 14)))
+        text = rng.choice(STARTS) + "".join(rng.choices(FRAGMENTS, k=rng.randint(1, 14)))
         cuts = sorted(rng.choices(range(len(text) + 1), k=rng.randint(0, 6)))
         pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)])]
         found = parse(format, text)
