@@ -20,12 +20,12 @@ from runtime.tokenizer import Tokenizer
 MODEL = "scripted"
 
 
-def make_tokenizer(folder, template, *, special=()):
-    """The built-in model's, with another chat template and further special tokens."""
+def make_tokenizer(folder, template, *, special=(), **config):
+    """The built-in model's, with another chat template and further special tokens and entries of its config."""
     for name in ("config.json", "tokenizer.json"):
         shutil.copy(Path(BUILTIN_MODEL) / name, folder / name)
-    config = json.loads((Path(BUILTIN_MODEL) / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    own = json.loads((Path(BUILTIN_MODEL) / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**own, **config, "chat_template": template}))
     tokens = json.loads((folder / "tokenizer.json").read_text())
     first = max(token["id"] for token in tokens["added_tokens"]) + 100_000
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

@@ -4,6 +4,7 @@ import json
 
 import httpx
 import pytest
+from scripted_server import ScriptedServer, make_tokenizer
 
 from runtime import LLM, SamplingParams
 
@@ -248,6 +249,15 @@ def test_tokens_and_text(client, llm):
         assert client.post("/detokenize", json=body).status_code == 400
     info = client.get("/tokenizer_info").json()
     assert info["chat_template"] == llm.tokenizer.chat_template.source and info["eos_token"] == "<eos>"
+
+
+def test_tokens_in_a_tokenizers_config_are_texts(tmp_path):
+    added = {"__type": "AddedToken", "content": "<eos>", "lstrip": False, "special": True}
+    config = {"eos_token": added, "added_tokens_decoder": {"1": added}, "additional_special_tokens": [added]}
+    with ScriptedServer(make_tokenizer(tmp_path, "{{ messages }}", **config)) as server:
+        info = httpx.get(f"{server.url}/tokenizer_info").json()
+    assert info["eos_token"] == "<eos>" and info["chat_template"] == "{{ messages }}"
+    assert info["added_tokens_decoder"] == {"1": "<eos>"} and info["additional_special_tokens"] == ["<eos>"]
 
 
 def test_operation(client, server):

@@ -129,7 +129,18 @@ async def tokenizer_info(request: Request) -> Response:
     tokenizer = _serving(request).tokenizer
     template = tokenizer.chat_template
     source = None if template is None else template.source
-    return _json({"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.config, "chat_template": source})
+    found = {"tokenizer_class": "PreTrainedTokenizerFast", **_as_texts(tokenizer.config), "chat_template": source}
+    return _json(found)
+
+
+def _as_texts(value: Any) -> Any:
+    """A configuration where tokens, which may be objects with flags, are their texts."""
+    if isinstance(value, list):
+        return [_as_texts(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    content = value.get("content")
+    return content if isinstance(content, str) else {name: _as_texts(one) for name, one in value.items()}
 
 
 # ---- operation --------------------------------------------------------------------------------
