@@ -24,47 +24,26 @@ NOT_SERVED = {
     "response_format",  # served, but what is made up as a schema mostly is none
     *("service_tier", "store", "suffix", "verbosity", "web_search_options"),
 }
-NAMED = {"type": "object", "required": ["name"], "properties": {"name": {"enum": ["f", "g"]}}}
-CALL = {
-    "type": "object",
-    "required": ["id", "type", "function"],
-    "properties": {
-        "id": {"type": "string"},
-        "type": {"enum": ["function"]},
-        "function": {
-            "type": "object",
-            "required": ["name", "arguments"],
-            "properties": {"name": {"type": "string"}, "arguments": {"enum": ["{}", '{"a": [1.5, null]}', ""]}},
-        },
-    },
-}
-TOOL_MESSAGES = [
-    {
-        "type": "object",
-        "required": ["role", "tool_calls"],
-        "properties": {
-            "role": {"enum": ["assistant"]},
-            "content": {"anyOf": [{"type": "string"}, {"type": "null"}]},
-            "tool_calls": {"type": "array", "minItems": 1, "items": CALL},
-        },
-    },
-    {
-        "type": "object",
-        "required": ["role", "content", "tool_call_id"],
-        "properties": {
-            "role": {"enum": ["tool"]},
-            "content": {"type": "string"},
-            "tool_call_id": {"type": "string"},
-        },
-    },
-]
 TEXT = {"type": "string", "minLength": 1}
 BIAS = {"type": "number", "minimum": -100, "maximum": 100}
-TEXT_MESSAGE = {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}},
-}
+
+
+def _object(**properties):
+    """With all of these."""
+    return {"type": "object", "required": [*properties], "properties": properties}
+
+
+ANY_TEXT = {"type": "string"}
+TEXT_MESSAGE = _object(role={"enum": ["system", "user", "assistant"]}, content=ANY_TEXT)
+CALL = _object(
+    id=ANY_TEXT,
+    type={"enum": ["function"]},
+    function=_object(name=ANY_TEXT, arguments={"enum": ["{}", '{"a": [1.5, null]}', ""]}),
+)
+TOOL_MESSAGES = [
+    _object(role={"enum": ["assistant"]}, content={"enum": ["", None]}, tool_calls={"type": "array", "items": CALL}),
+    _object(role={"enum": ["tool"]}, content=ANY_TEXT, tool_call_id=ANY_TEXT),
+]
 
 
 def description():
@@ -109,9 +88,7 @@ def _as_served(schemas, name, tools):
     if "messages" in kept:
         messages = {"anyOf": [TEXT_MESSAGE, *TOOL_MESSAGES]} if tools else TEXT_MESSAGE
         kept["messages"] = {"type": "array", "minItems": 1, "items": messages}
-        kept |= (
-            _tools(schemas) if tools else {"tools": {"type": "array", "maxItems": 0}, "tool_choice": {"enum": ["auto"]}}
-        )
+        kept |= _tools(schemas) if tools else NO_TOOLS
     if "prompt" in kept:
         kept["prompt"] = {"anyOf": [TEXT, {"type": "array", "minItems": 1, "maxItems": 4, "items": TEXT}]}
     kept["n"] = {"type": "integer", "minimum": 1, "maximum": 3}
@@ -120,14 +97,14 @@ def _as_served(schemas, name, tools):
     return {"type": "object", "properties": kept, "required": [*required, "max_tokens"]}
 
 
+NO_TOOLS = {"tools": {"type": "array", "maxItems": 0}, "tool_choice": {"enum": ["auto"]}}
+
+
 def _tools(schemas):
-    """Of the published kinds those that are functions, by names that the model calls."""
-    function = {
-        **schemas["FunctionObject"],
-        "properties": {**schemas["FunctionObject"]["properties"], **NAMED["properties"]},
-    }
-    tool = {**schemas["ChatCompletionTool"]}
-    tool["properties"] = {**tool["properties"], "function": function}
+    """Functions, as published, of which the model calls one."""
+    function = schemas["FunctionObject"]
+    function = {**function, "properties": {**function["properties"], "name": {"enum": ["f", "g"]}}}
+    tool = _object(type={"enum": ["function"]}, function=function)
     return {
         "tools": {"type": "array", "minItems": 1, "maxItems": 2, "items": tool},
         "tool_choice": {"enum": ["none", "auto"]},

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from runtime import __version__
 from runtime.errors import InvalidRequestError
 from runtime.prompts import encode_prompt
-from runtime.server.chat import create_chat_completion, encode_chat
+from runtime.server.chat import create_chat_completion, encode_chat, tools_of
 from runtime.server.completions import create_completion
 from runtime.server.guard import Guard
 from runtime.server.live import stats
@@ -22,7 +22,6 @@ from runtime.server.metrics import CONTENT_TYPE
 from runtime.server.page import page_routes
 from runtime.server.protocol import ChatBody, Common, read_body
 from runtime.server.serving import Serving
-from runtime.server.tool_use import read_tools
 
 
 def make_app(serving: Serving) -> ASGIApp:
@@ -96,7 +95,7 @@ async def tokenize(request: Request) -> Response:
     serving.check_model(body.model)
     tokenizer = serving.tokenizer
     if body.messages is not None:
-        token_ids = (await encode_chat(serving, body, read_tools(body))).token_ids
+        token_ids = (await encode_chat(serving, body, await tools_of(serving, body))).token_ids
     elif body.prompt is not None:
         text = body.prompt
         token_ids = await serving.in_thread(lambda: tokenizer.encode(text, add_special_tokens=body.add_special_tokens))

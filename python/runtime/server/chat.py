@@ -30,7 +30,7 @@ async def create_chat_completion(request: Request) -> Response:
     max_tokens = passed.pop("max_tokens", None)
     if body.max_completion_tokens is not None:
         max_tokens = body.max_completion_tokens
-    num_logprobs, tools = _num_logprobs(body), read_tools(body)
+    num_logprobs, tools = _num_logprobs(body), await tools_of(serving, body)
     if serving.shows_special_tokens(tools):
         passed["skip_special_tokens"] = False
     parsed = parse(
@@ -55,9 +55,13 @@ async def create_chat_completion(request: Request) -> Response:
     return await generation.respond(stream=bool(body.stream))
 
 
+async def tools_of(serving: Serving, body: ChatBody) -> ToolUse:
+    return await serving.in_thread(lambda: read_tools(body)) if body.tools else read_tools(body)
+
+
 async def encode_chat(serving: Serving, body: ChatBody, tools: ToolUse) -> Prompt:
     """The prompt of a conversation, under the model's own chat template."""
-    messages, tokenizer = read_messages(body.messages), serving.tokenizer
+    tokenizer = serving.tokenizer
     variables = dict(body.chat_template_kwargs or {})
     reserved = {"messages", "tools", "documents", "add_generation_prompt"} & set(variables)
     if reserved:
@@ -69,6 +73,7 @@ async def encode_chat(serving: Serving, body: ChatBody, tools: ToolUse) -> Promp
     adds = True if body.add_generation_prompt is None else body.add_generation_prompt
 
     def encode() -> Prompt:
+        messages = read_messages(body.messages)
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=adds, tools=tools.shown, **variables)
         token_ids = tokenizer.encode(text, add_special_tokens=False)
         if not token_ids:
