@@ -250,6 +250,8 @@ REFUSED = [
     ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters", "JSON Schema"),
     ({"tools": [tool(parameters=deep(33))]}, "tools[0].function.parameters", "at most 32 levels"),
     ({"tools": [tool(description="x" * 70_000)]}, "tools[0]", "at most 65536 bytes"),
+    ({"tool_choice": "required"}, "tool_choice", "cannot be enforced"),
+    ({"tool_choice": {"type": "function", "function": {"name": "get_time"}}}, "tool_choice", "cannot be enforced"),
     ({"tool_choice": "always"}, "tool_choice", "'none', 'auto', 'required'"),
     ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice", "'none', 'auto', 'required'"),
     ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "one of the tools"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -31,8 +30,7 @@ async def create_chat_completion(request: Request) -> Response:
     if body.max_completion_tokens is not None:
         max_tokens = body.max_completion_tokens
     num_logprobs, tools = _num_logprobs(body), await tools_of(serving, body)
-    if serving.shows_special_tokens(tools):
-        passed["skip_special_tokens"] = False
+    passed |= serving.tool_caller.sampling(tools)
     parsed = parse(
         body,
         passed,
@@ -43,13 +41,13 @@ async def create_chat_completion(request: Request) -> Response:
         max_tokens=max_tokens,
     )
     prompt = await encode_chat(serving, body, tools)
-    make_answer = serving.answers_with(tools)
+    answers = serving.tool_caller.answers(tools, parsed.params.n)
     generation = Generation(
         serving,
         request,
         [prompt],
         parsed,
-        ChatShape(serving.model, num_logprobs, make_answer),
+        ChatShape(serving.model, num_logprobs, answers),
         stream_options=body.stream_options,
     )
     return await generation.respond(stream=bool(body.stream))
@@ -88,22 +86,22 @@ class ChatShape:
 
     Args:
         num_logprobs: None: no logprobs.
-        make_answer: of each choice, whose text may hold tool calls; None: it may not.
+        answers: read each choice for tool calls; empty: there are none.
     """
 
-    def __init__(self, model: str, num_logprobs: int | None, make_answer: Callable[[], ToolAnswer] | None) -> None:
+    def __init__(self, model: str, num_logprobs: int | None, answers: Sequence[ToolAnswer]) -> None:
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._model = model
         self._num_logprobs = num_logprobs
         self._created = int(time.time())
-        self._answers = defaultdict[int, ToolAnswer](make_answer) if make_answer else None  # by choice
+        self._answers = answers
 
     def head(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
         return self._chunk([self._choice(index, {"role": "assistant", "content": ""}, None, None)])
 
     def chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
         says, reason = self._says(index, delta)
-        if not says and self._answers is not None and not delta.logprobs and reason is None:
+        if not says and self._answers and not delta.logprobs and reason is None:
             return []  # held back
         found = [self._choice(index, one, None, None) for one in says or [{}]]
         found[0]["logprobs"] = self._logprobs(delta.token_ids, delta.logprobs or [])
@@ -113,7 +111,7 @@ class ChatShape:
     def _says(self, index: int, delta: Delta) -> tuple[list[dict[str, Any]], str | None]:
         """(the `delta` of each chunk, finish reason)."""
         reason = delta.finish_reason
-        if self._answers is None:
+        if not self._answers:
             return [{"content": delta.text}] if delta.text else [], reason
         answer = self._answers[index]
         return answer.deltas(delta.text, has_ended=reason is not None), answer.finish_reason(reason)
@@ -128,7 +126,7 @@ class ChatShape:
     def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
         text, reason = "".join(choice.text), choice.finish_reason
         says: dict[str, Any] = {"content": text}
-        if self._answers is not None:
+        if self._answers:
             answer = self._answers[index]
             says, reason = answer.message(text), answer.finish_reason(reason)
         return {

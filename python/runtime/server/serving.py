@@ -12,15 +12,13 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from runtime.errors import ConfigError, InvalidRequestError
+from runtime.errors import ConfigError
 from runtime.server.client import EngineClient
 from runtime.server.config import ServerConfig
 from runtime.server.http_errors import HttpError
 from runtime.server.json_body import read_object
 from runtime.server.metrics import ServerMetrics
-from runtime.server.tool_answer import ToolAnswer
-from runtime.server.tool_parser import FORMATS
-from runtime.server.tool_use import ToolUse, find_format
+from runtime.server.tool_caller import ToolCaller
 from runtime.start_timer import StartTimer
 from runtime.tokenizer import Tokenizer
 
@@ -60,8 +58,7 @@ class Serving:
         self.num_requests = 0  # generations that are being answered
         self._tokenizer = tokenizer
         self._timer = timer or StartTimer("engine")
-        self._tool_format = None if tokenizer is None else find_format(config.tool_call_parser, tokenizer)
-        self._calls_are_special = self._tool_format is not None and self.tokenizer.is_special(self._tool_format.opening)
+        self._tool_caller = None if tokenizer is None else ToolCaller(config.tool_call_parser, tokenizer)
         self._busy_s = 0.0
         self._text_threads = ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="runtime-text")
 
@@ -77,23 +74,11 @@ class Serving:
     def has_tokenizer(self) -> bool:
         return self._tokenizer is not None
 
-    def answers_with(self, tools: ToolUse) -> Callable[[], ToolAnswer] | None:
-        """Makes what reads an answer for calls of these tools; None: there are none.
-
-        Raises:
-            InvalidRequestError: how this model writes calls is not known.
-        """
-        if not tools.names:
-            return None
-        found = self._tool_format
-        if found is None:
-            message = "tools: it is not known how this model writes tool calls"
-            raise InvalidRequestError("tools", message=message, hint=f"--tool-call-parser {' or '.join(FORMATS)}")
-        return lambda: tools.answer(found)
-
-    def shows_special_tokens(self, tools: ToolUse) -> bool:
-        """Whether a special token, which answers do not show otherwise, stands before calls."""
-        return bool(tools.names) and self._calls_are_special
+    @property
+    def tool_caller(self) -> ToolCaller:
+        caller, _ = self._tool_caller, self.tokenizer  # which says what is missing
+        assert caller is not None
+        return caller
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Work on text, beside the event loop."""

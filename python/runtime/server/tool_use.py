@@ -11,12 +11,9 @@ import msgspec
 
 from runtime.errors import InvalidRequestError
 from runtime.server.json_body import is_shallow
-from runtime.server.tool_answer import ToolAnswer
-from runtime.server.tool_parser import FORMATS, JsonCallParser, ToolFormat
 
 if TYPE_CHECKING:
     from runtime.server.protocol import ChatBody
-    from runtime.tokenizer import Tokenizer
 
 MAX_TOOLS = 128
 MAX_TOOL_BYTES = 64 << 10  # of one tool's JSON
@@ -33,15 +30,13 @@ class ToolUse:
         shown: as they came, for the chat template; None: there are none, or none is to be called.
         names: functions that an answer may call.
         is_parallel: an answer may call several.
+        forced: tools of which an answer must call one.
     """
 
     shown: Sequence[Mapping[str, Any]] | None = None
     names: frozenset[str] = frozenset()
     is_parallel: bool = True
-
-    def answer(self, format: ToolFormat) -> ToolAnswer:
-        """For one choice."""
-        return ToolAnswer(JsonCallParser(format, self.names), is_parallel=self.is_parallel)
+    forced: Sequence[Mapping[str, Any]] = ()
 
 
 def read_tools(body: ChatBody) -> ToolUse:
@@ -60,9 +55,10 @@ def read_tools(body: ChatBody) -> ToolUse:
         names.append(_name_of(tool, f"tools[{i}]"))
         if names[-1] in names[:-1]:
             raise InvalidRequestError(f"tools[{i}].function.name", names[-1], "a name that no other tool has")
-    if _choice(body.tool_choice, names) == "none" or not names:
+    forced = _forced(body.tool_choice, tools, names)
+    if body.tool_choice == "none" or not names:
         return ToolUse()
-    return ToolUse(list(tools), frozenset(names), body.parallel_tool_calls is not False)
+    return ToolUse(list(tools), frozenset(names), body.parallel_tool_calls is not False, forced)
 
 
 def _name_of(tool: Any, where: str) -> str:
@@ -93,44 +89,21 @@ def _check_size(tool: Mapping[str, Any], function: Mapping[str, Any], where: str
         raise InvalidRequestError(f"{where}.function.parameters", message=message)
 
 
-def _choice(choice: Any, names: Sequence[str]) -> str:
-    """`none` or `auto`.
-
-    The grammars that `required` and a named function need would be asked for here.
-    """
+def _forced(choice: Any, tools: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    """The tools of which `tool_choice` wants one called; none of them under `none` and `auto`."""
     if choice in (None, "none", "auto"):
-        return str(choice or "auto")
-    if choice == "required" or (isinstance(choice, Mapping) and choice.get("type") == "function"):
-        _check_forced(choice, names)
+        return ()
+    is_named = isinstance(choice, Mapping) and choice.get("type") == "function"
+    if choice != "required" and not is_named:
         raise InvalidRequestError(
-            "tool_choice",
-            message="tool_choice: a call cannot be enforced; auto lets the model choose, none keeps it from calling",
+            "tool_choice", choice, "'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ...}}"
         )
-    raise InvalidRequestError(
-        "tool_choice", choice, "'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ...}}"
-    )
-
-
-def _check_forced(choice: Any, names: Sequence[str]) -> None:
     if not names:
         raise InvalidRequestError("tool_choice", choice, "'none' or 'auto' where there are no tools", "auto")
-    if isinstance(choice, Mapping):
-        function = choice.get("function")
-        name = function.get("name") if isinstance(function, Mapping) else None
-        if name not in names:
-            raise InvalidRequestError(
-                "tool_choice", name, f"the name of one of the tools, such as {names[0]}", names[0]
-            )
-
-
-def find_format(parser: str, tokenizer: Tokenizer) -> ToolFormat | None:
-    """The format of `--tool-call-parser`; under `auto` the one whose opening the model knows.
-
-    That is the one that stands in its chat template, else the one that is a token of its own; None: neither.
-    """
-    if parser != "auto":
-        return FORMATS[parser]
-    source = tokenizer.tool_template_source
-    shown = [found for found in FORMATS.values() if found.opening in source]
-    known = [found for found in FORMATS.values() if tokenizer.token_to_id(found.opening) is not None]
-    return next(iter(shown + known), None)
+    if not is_named:
+        return tools
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if name not in names:
+        raise InvalidRequestError("tool_choice", name, "the name of one of the tools", names[0])
+    return [tools[names.index(name)]]
