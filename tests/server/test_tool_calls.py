@@ -2,13 +2,18 @@
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 
 import httpx
+import jsonschema
 import openai
 import pytest
 from scripted_server import ScriptedServer, make_tokenizer
 from tool_templates import HERMES, LLAMA3, PLAIN
 from transformers.utils.chat_template_utils import render_jinja_template
+
+from runtime.config import BUILTIN_MODEL
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Größe > 1", "parameters": CITY}}
@@ -225,6 +230,66 @@ def test_one_call_where_one_is_wanted(server, stream):
         assert len(response.json()["choices"][0]["message"]["tool_calls"]) == 1
 
 
+def named(name):
+    return {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_must_come(server, llama, stream):
+    """The prompt ends where a call has begun, and a grammar does the rest."""
+    llama_call = '{"name": "get_weather", "parameters": {"city": "Paris"}}'
+    for one, beginning, text in ((server, "<tool_call>\n", ONE_CALL), (llama, "", llama_call)):
+        one.script(*text)
+        for choice in ("required", named("get_weather")):
+            response = post(one, tool_choice=choice, stream=stream)
+            calls = deltas_of(response)[0] if stream else [response.json()["choices"][0]["message"]]
+            calls = [call["function"] for part in calls for call in part.get("tool_calls", [])]
+            assert calls[0]["name"] == "get_weather" and "".join(call["arguments"] for call in calls) == ARGUMENTS
+            template = HERMES if one is server else LLAMA3
+            assert one.engine.submitted[-1] == rendered(template, ASKED, TOOLS) + beginning
+            grammar = one.engine.params[-1]["structured_outputs"]["grammar"]
+            assert ("get_time" in grammar) == (choice == "required")
+    server.script('{"name": "get_wea', finish_reason="length")
+    choice = post(server, tool_choice="required").json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ('{"name": "get_wea', "length")
+
+
+TRIP = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"$ref": "#/$defs/days"}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+    "$defs": {"days": {"type": "integer", "minimum": 1, "maximum": 9}},
+}
+
+
+def test_a_model_that_knows_no_tools_calls_them_when_it_must(start_server, tmp_path):
+    """The built-in one, whose answers are sums."""
+    model = Path(shutil.copytree(BUILTIN_MODEL, tmp_path / "model"))
+    make_tokenizer(model, HERMES).close()
+    url = start_server(model).url
+    trip, rest = tool(name="plan_trip", parameters=TRIP), tool(name="rest")
+    body = {"messages": [{"role": "user", "content": "12+35="}], "tools": [trip, rest], "max_tokens": 300}
+    for choice, names in (
+        ("required", {"plan_trip", "rest"}),
+        (named("plan_trip"), {"plan_trip"}),
+        (named("rest"), {"rest"}),
+    ):
+        answer = httpx.post(f"{url}/v1/chat/completions", json={**body, "tool_choice": choice, "seed": 3}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        (found,) = answer.json()["choices"]
+        assert found["finish_reason"] == "tool_calls" and found["message"]["content"] is None
+        (call,) = found["message"]["tool_calls"]
+        assert call["function"]["name"] in names
+        schema = TRIP if call["function"]["name"] == "plan_trip" else {"maxProperties": 0}
+        jsonschema.validate(json.loads(call["function"]["arguments"]), schema)
+    bad = tool(name="bad", parameters={"properties": {"a": {"type": "bogus"}}})
+    refused = httpx.post(
+        f"{url}/v1/chat/completions", json={**body, "tools": [bad], "tool_choice": "required"}, timeout=60
+    )
+    assert refused.status_code == 400 and "bogus" in refused.json()["error"]["message"]
+
+
 def tool(**function):
     return {"type": "function", "function": {"name": "f", **function}}
 
@@ -250,8 +315,8 @@ REFUSED = [
     ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters", "JSON Schema"),
     ({"tools": [tool(parameters=deep(33))]}, "tools[0].function.parameters", "at most 32 levels"),
     ({"tools": [tool(description="x" * 70_000)]}, "tools[0]", "at most 65536 bytes"),
-    ({"tool_choice": "required"}, "tool_choice", "cannot be enforced"),
-    ({"tool_choice": {"type": "function", "function": {"name": "get_time"}}}, "tool_choice", "cannot be enforced"),
+    ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice", "contradict"),
+    ({"tool_choice": "required", "tools": [tool(parameters={"a": "x" * 60_000, "b": "ü" * 900})]}, "tools", "65536"),
     ({"tool_choice": "always"}, "tool_choice", "'none', 'auto', 'required'"),
     ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice", "'none', 'auto', 'required'"),
     ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "one of the tools"),

@@ -15,6 +15,7 @@ from runtime.server.completions import bounded
 from runtime.server.conversation import read_messages
 from runtime.server.generation import Choice, Generation, Prompt
 from runtime.server.messages import Candidate, Delta
+from runtime.server.output_form import output_form
 from runtime.server.protocol import ChatBody, parse, read_body
 from runtime.server.serving import Serving
 from runtime.server.tool_answer import ToolAnswer
@@ -30,6 +31,9 @@ async def create_chat_completion(request: Request) -> Response:
     if body.max_completion_tokens is not None:
         max_tokens = body.max_completion_tokens
     num_logprobs, tools = _num_logprobs(body), await tools_of(serving, body)
+    if tools.forced and output_form(body) is not None:
+        message = "tool_choice: a call that must come and another form of the answer contradict each other"
+        raise InvalidRequestError("tool_choice", message=message)
     passed |= serving.tool_caller.sampling(tools)
     parsed = parse(
         body,
@@ -73,6 +77,7 @@ async def encode_chat(serving: Serving, body: ChatBody, tools: ToolUse) -> Promp
     def encode() -> Prompt:
         messages = read_messages(body.messages)
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=adds, tools=tools.shown, **variables)
+        text += serving.tool_caller.beginning(tools)
         token_ids = tokenizer.encode(text, add_special_tokens=False)
         if not token_ids:
             raise InvalidRequestError("messages", message="the messages make an empty prompt")

@@ -14,21 +14,28 @@ class ToolFormat:
     """How a family of models writes calls: each a JSON object with a name and arguments.
 
     Args:
-        opening: stands before a call; its first character stands nowhere else in it.
+        opening: stands before a call.
         closing: stands behind one, and may be missing.
+        arguments: the key of the arguments.
         is_bare: an answer may also begin with a call without `opening`, and other calls follow behind `closing`.
     """
 
     name: str
     opening: str
     closing: str
+    arguments: str
     is_bare: bool
+
+    @property
+    def beginning(self) -> str:
+        """What an answer that is a call begins with, before the JSON."""
+        return "" if self.is_bare else f"{self.opening}\n"
 
 
 # Qwen 2.5 and 3, Hermes, and others that were taught by their data
-HERMES = ToolFormat("hermes", opening="<tool_call>", closing="</tool_call>", is_bare=False)
+HERMES = ToolFormat("hermes", opening="<tool_call>", closing="</tool_call>", arguments="arguments", is_bare=False)
 # Llama 3.1 to 3.3
-LLAMA3_JSON = ToolFormat("llama3_json", opening="<|python_tag|>", closing=";", is_bare=True)
+LLAMA3_JSON = ToolFormat("llama3_json", opening="<|python_tag|>", closing=";", arguments="parameters", is_bare=True)
 FORMATS = {found.name: found for found in (HERMES, LLAMA3_JSON)}
 
 
@@ -84,13 +91,15 @@ class JsonCallParser:
 
     Args:
         names: the functions there are.
+        has_begun: the answer goes on behind the format's `beginning`.
     """
 
-    def __init__(self, format: ToolFormat, names: Collection[str]) -> None:
+    def __init__(self, format: ToolFormat, names: Collection[str], *, has_begun: bool = False) -> None:
         self._format = format
         self._names = names
         self._parts: list[Part] = []
-        self._state: Callable[[str, int], int] = self._at_start
+        is_behind = has_begun and not format.is_bare
+        self._state: Callable[[str, int], int] = self._behind_opening if is_behind else self._at_start
         self._undecided = ""  # shorter than an opening or a closing
         self._space: list[str] = []  # before what comes next
         self._raw: list[str] = []  # of the call that is being read
