@@ -1,4 +1,10 @@
-"""Small chat templates that show tools and calls as those of known models do."""
+"""A conversation with tools, and small chat templates that show them as those of known models do."""
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Größe > 1", "parameters": CITY}}
+TIME = {"type": "function", "function": {"name": "get_time"}}
+TOOLS = [WEATHER, TIME]
+ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Weather and time in Paris?"}]
 
 # Qwen 2.5 and 3, Hermes
 HERMES = """
