@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import InvalidRequestError, ModelFormatError
+from runtime.errors import Error, InvalidRequestError, ModelFormatError
 from runtime.line_process import LineProcess
 
 MAX_TEMPLATE_CHARS = 1 << 20
@@ -22,6 +22,8 @@ TIMEOUT_S = 5.0
 _SCRIPT = Path(__file__).with_name("chat_template_worker.py")
 
 Message = Mapping[str, Any]
+
+_PROBE = "runtime_probe"
 
 
 class ChatTemplate:
@@ -35,6 +37,19 @@ class ChatTemplate:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._worker: LineProcess | None = None
+        self._shows_tools: bool | None = None
+
+    def shows_tools(self) -> bool:
+        """Whether prompts hold the tools that are given: one is rendered to see, once."""
+        if self._shows_tools is None:
+            schema = {"type": "object", "properties": {}, "required": []}
+            function = {"name": _PROBE, "description": "", "parameters": schema}
+            probe = {"type": "function", "function": function}
+            try:
+                self._shows_tools = _PROBE in self.render([{"role": "user", "content": ""}], tools=[probe])
+            except Error:  # another conversation may be to its liking
+                self._shows_tools = "tools" in self.source
+        return self._shows_tools
 
     def render(
         self,
@@ -51,6 +66,8 @@ class ChatTemplate:
             ModelFormatError: the template is not valid, takes longer than `timeout_s` or writes too much.
         """
         check_messages(messages)
+        if "tool_calls" not in self.source and any(message.get("tool_calls") for message in messages):
+            raise InvalidRequestError("messages", message="messages: this model's chat template leaves tool_calls out")
         names = {
             **self._special_tokens,
             **variables,

@@ -36,7 +36,9 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._config = _read_object(folder, "tokenizer_config.json")
-        self.chat_template = self._read_chat_template(folder)
+        templates = self._read_chat_templates(folder)
+        self.chat_template = templates.get("default")
+        self._tool_template = templates.get("tool_use", self.chat_template)
 
     @property
     def vocab_size(self) -> int:
@@ -54,8 +56,9 @@ class Tokenizer:
 
     def close(self) -> None:
         """Ends the process that renders the chat template; another one starts when it is needed."""
-        if self.chat_template is not None:
-            self.chat_template.close()
+        for template in (self.chat_template, self._tool_template):
+            if template is not None:
+                template.close()
 
     def check_vocab_size(self, model_vocab_size: int) -> None:
         """ModelFormatError when it knows tokens that the model has no embedding for."""
@@ -83,26 +86,47 @@ class Tokenizer:
         found = self._tokenizer.token_to_id(token)
         return None if found is None else int(found)
 
-    def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> str:
-        """The prompt of a conversation; it already holds its special tokens."""
-        if self.chat_template is None:
+    def is_special(self, token: str) -> bool:
+        """Whether `decode` leaves it out under `skip_special_tokens`."""
+        return any(t.special and t.content == token for t in self._tokenizer.get_added_tokens_decoder().values())
+
+    @property
+    def tool_template_source(self) -> str:
+        """The chat template of conversations with tools; "": there is none."""
+        return "" if self._tool_template is None else self._tool_template.source
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **options: Any
+    ) -> str:
+        """The prompt of a conversation; it already holds its special tokens.
+
+        Raises:
+            ConfigError: the model has no chat template.
+            InvalidRequestError: it has one that would leave out the tools, or what was said of them.
+        """
+        template = self.chat_template if tools is None else self._tool_template
+        if template is None:
             raise ConfigError(
                 "this model has no chat template",
                 hint="tokenizer_config.json or chat_template.jinja holds one; `generate` needs none",
             )
-        return self.chat_template.render(messages, **options)
+        if tools is not None and not template.shows_tools():
+            raise InvalidRequestError(
+                "tools", message="tools: this model's chat template leaves them out of the prompt"
+            )
+        return template.render(messages, tools=tools, **options)
 
-    def _read_chat_template(self, folder: Path) -> ChatTemplate | None:
+    def _read_chat_templates(self, folder: Path) -> dict[str, ChatTemplate]:
+        """By name, of which `transformers` knows "default" and "tool_use"."""
         name = "chat_template.jinja"
         source = self._config.get("chat_template")
         if (folder / name).exists():
             source = _read_text(file_in_folder(folder, name))
+        named = {"default": source}
         if isinstance(source, list):  # [{"name", "template"}, ...]
             named = {entry["name"]: entry["template"] for entry in source if isinstance(entry, Mapping)}
-            source = named.get("default")
-        if not isinstance(source, str):
-            return None
-        return ChatTemplate(source, self._special_tokens())
+        tokens = self._special_tokens()
+        return {name: ChatTemplate(text, tokens) for name, text in named.items() if isinstance(text, str)}
 
     def _special_tokens(self) -> dict[str, str]:
         """bos_token and the like, which templates name."""

@@ -4,6 +4,7 @@ import json
 
 import httpx
 import pytest
+from scripted_server import ScriptedServer, make_tokenizer
 
 from runtime import LLM, SamplingParams
 
@@ -197,15 +198,21 @@ def test_what_is_refused_names_its_field(client, body, param, sentence, stream):
     assert error["type"] == "invalid_request_error" and error["code"] == "invalid_request"
 
 
-CANNOT = ("tools", "functions", "audio", "chat_template", "web_search_options")
+CANNOT = ("functions", "audio", "chat_template", "web_search_options")
 
 
 @pytest.mark.parametrize("field", CANNOT)
 def test_what_a_chat_cannot_do_is_refused_by_name(client, field):
-    value = [{"type": "function", "function": {"name": "f"}}] if field in ("tools", "functions") else {"a": 1}
+    value = [{"name": "f"}] if field == "functions" else {"a": 1}
     error = chat(client, **{field: value}).json()["error"]
     assert error["param"] == field and error["message"].startswith(f"{field} is not supported")
     assert chat(client, max_tokens=1, **{field: None}).status_code == 200
+
+
+def test_the_built_in_model_calls_no_tools(client):
+    error = chat(client, tools=[{"type": "function", "function": {"name": "f"}}]).json()["error"]
+    assert error["param"] == "tools" and "chat template leaves them out" in error["message"]
+    assert chat(client, tools=[], tool_choice="auto", parallel_tool_calls=True, max_tokens=1).status_code == 200
 
 
 def test_unknown_fields_are_ignored_with_a_warning(client):
@@ -242,6 +249,15 @@ def test_tokens_and_text(client, llm):
         assert client.post("/detokenize", json=body).status_code == 400
     info = client.get("/tokenizer_info").json()
     assert info["chat_template"] == llm.tokenizer.chat_template.source and info["eos_token"] == "<eos>"
+
+
+def test_tokens_in_a_tokenizers_config_are_texts(tmp_path):
+    added = {"__type": "AddedToken", "content": "<eos>", "lstrip": False, "special": True}
+    config = {"eos_token": added, "added_tokens_decoder": {"1": added}, "additional_special_tokens": [added]}
+    with ScriptedServer(make_tokenizer(tmp_path, "{{ messages }}", **config)) as server:
+        info = httpx.get(f"{server.url}/tokenizer_info").json()
+    assert info["eos_token"] == "<eos>" and info["chat_template"] == "{{ messages }}"
+    assert info["added_tokens_decoder"] == {"1": "<eos>"} and info["additional_special_tokens"] == ["<eos>"]
 
 
 def test_operation(client, server):

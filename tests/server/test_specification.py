@@ -10,6 +10,8 @@ import pytest
 import schemathesis
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
+from scripted_server import MODEL, ScriptedServer, make_tokenizer
+from tool_templates import HERMES
 
 PUBLISHED = (Path(__file__).parent / "openai-openapi-subset.json").read_text()
 NUM_EXAMPLES = int(os.environ.get("RUNTIME_TEST_EXAMPLES", 40))
@@ -20,15 +22,28 @@ CHECKS = [not_a_server_error, content_type_conformance, response_schema_conforma
 NOT_SERVED = {
     *("audio", "best_of", "function_call", "functions", "modalities", "moderation", "prediction", "reasoning_effort"),
     "response_format",  # served, but what is made up as a schema mostly is none
-    *("service_tier", "store", "suffix", "tool_choice", "tools", "verbosity", "web_search_options"),
+    *("service_tier", "store", "suffix", "verbosity", "web_search_options"),
 }
 TEXT = {"type": "string", "minLength": 1}
 BIAS = {"type": "number", "minimum": -100, "maximum": 100}
-TEXT_MESSAGE = {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}},
-}
+
+
+def _object(**properties):
+    """With all of these."""
+    return {"type": "object", "required": [*properties], "properties": properties}
+
+
+ANY_TEXT = {"type": "string"}
+TEXT_MESSAGE = _object(role={"enum": ["system", "user", "assistant"]}, content=ANY_TEXT)
+CALL = _object(
+    id=ANY_TEXT,
+    type={"enum": ["function"]},
+    function=_object(name=ANY_TEXT, arguments={"enum": ["{}", '{"a": [1.5, null]}', ""]}),
+)
+TOOL_MESSAGES = [
+    _object(role={"enum": ["assistant"]}, content={"enum": ["", None]}, tool_calls={"type": "array", "items": CALL}),
+    _object(role={"enum": ["tool"]}, content=ANY_TEXT, tool_call_id=ANY_TEXT),
+]
 
 
 def description():
@@ -41,10 +56,10 @@ def description():
     return found
 
 
-def described(*, as_served):
+def described(*, as_served, tools=False):
     """The description, with answers to bad requests, which it leaves out.
 
-    `as_served`: good requests alone, without what is refused by name.
+    `as_served`: good requests alone, without what is refused by name; `tools`: to a model that knows some.
     """
     error = {"description": "refused", "content": {"application/json": {"schema": _ref("ErrorResponse")}}}
     found = description()
@@ -54,7 +69,7 @@ def described(*, as_served):
     if as_served:
         found["paths"]["/models/{model}"]["get"]["parameters"][0]["schema"]["enum"] = ["builtin"]
         for name in ("CreateCompletionRequest", "CreateChatCompletionRequest"):
-            found["components"]["schemas"][name] = _as_served(found["components"]["schemas"], name)
+            found["components"]["schemas"][name] = _as_served(found["components"]["schemas"], name, tools)
     schema = schemathesis.openapi.from_dict(found)
     schema.config.phases.coverage.enabled = False  # thousands of cases
     schema.config.max_stream_events = 10_000  # its default of 20 cuts the longer streams
@@ -63,21 +78,37 @@ def described(*, as_served):
     return schema
 
 
-def _as_served(schemas, name):
+def _as_served(schemas, name, tools):
     properties, required = {}, []
     for part in _parts(schemas, schemas[name]):
         properties |= part.get("properties", {})
         required += part.get("required", [])
     kept = {field: value for field, value in properties.items() if field not in NOT_SERVED}
-    kept["model"] = {"enum": ["builtin"]}
+    kept["model"] = {"enum": [MODEL if tools else "builtin"]}
     if "messages" in kept:
-        kept["messages"] = {"type": "array", "minItems": 1, "items": TEXT_MESSAGE}
+        messages = {"anyOf": [TEXT_MESSAGE, *TOOL_MESSAGES]} if tools else TEXT_MESSAGE
+        kept["messages"] = {"type": "array", "minItems": 1, "items": messages}
+        kept |= _tools(schemas) if tools else NO_TOOLS
     if "prompt" in kept:
         kept["prompt"] = {"anyOf": [TEXT, {"type": "array", "minItems": 1, "maxItems": 4, "items": TEXT}]}
     kept["n"] = {"type": "integer", "minimum": 1, "maximum": 3}
     kept["logit_bias"] = {"type": "object", "propertyNames": {"pattern": "^[1-9][0-9]$"}, "additionalProperties": BIAS}
     kept["max_tokens"] = {"type": "integer", "minimum": 1, "maximum": 8}  # the model is real, and a core is shared
     return {"type": "object", "properties": kept, "required": [*required, "max_tokens"]}
+
+
+NO_TOOLS = {"tools": {"type": "array", "maxItems": 0}, "tool_choice": {"enum": ["auto"]}}
+
+
+def _tools(schemas):
+    """Functions, as published, of which the model calls one."""
+    function = schemas["FunctionObject"]
+    function = {**function, "properties": {**function["properties"], "name": {"enum": ["f", "g"]}}}
+    tool = _object(type={"enum": ["function"]}, function=function)
+    return {
+        "tools": {"type": "array", "minItems": 1, "maxItems": 2, "items": tool},
+        "tool_choice": {"enum": ["none", "auto"]},
+    }
 
 
 def _parts(schemas, schema):
@@ -95,6 +126,7 @@ def _ref(name):
 
 as_served = described(as_served=True)
 as_published = described(as_served=False)
+with_tools = described(as_served=True, tools=True).include(path="/chat/completions")
 made_up = hypothesis.settings(
     max_examples=NUM_EXAMPLES,
     deadline=None,
@@ -117,6 +149,20 @@ def statuses():
 @made_up
 def test_requests_that_are_served(case, server, statuses):
     statuses.add(check(case, server))
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory):
+    """A server whose model says something and calls one of two functions."""
+    with ScriptedServer(make_tokenizer(tmp_path_factory.mktemp("model"), HERMES)) as server:
+        server.script("Well.", '<tool_call>{"name": "f", "argu', 'ments": {"a": ', "1}}</tool_call>")
+        yield server
+
+
+@with_tools.parametrize()
+@made_up
+def test_requests_with_tools(case, caller, statuses):
+    statuses.add(check(case, caller))
 
 
 @as_published.parametrize()

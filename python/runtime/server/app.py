@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from runtime import __version__
 from runtime.errors import InvalidRequestError
 from runtime.prompts import encode_prompt
-from runtime.server.chat import create_chat_completion, encode_chat
+from runtime.server.chat import create_chat_completion, encode_chat, tools_of
 from runtime.server.completions import create_completion
 from runtime.server.guard import Guard
 from runtime.server.live import stats
@@ -95,7 +95,7 @@ async def tokenize(request: Request) -> Response:
     serving.check_model(body.model)
     tokenizer = serving.tokenizer
     if body.messages is not None:
-        token_ids = (await encode_chat(serving, body)).token_ids
+        token_ids = (await encode_chat(serving, body, await tools_of(serving, body))).token_ids
     elif body.prompt is not None:
         text = body.prompt
         token_ids = await serving.in_thread(lambda: tokenizer.encode(text, add_special_tokens=body.add_special_tokens))
@@ -128,7 +128,18 @@ async def tokenizer_info(request: Request) -> Response:
     tokenizer = _serving(request).tokenizer
     template = tokenizer.chat_template
     source = None if template is None else template.source
-    return _json({"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.config, "chat_template": source})
+    found = {"tokenizer_class": "PreTrainedTokenizerFast", **_as_texts(tokenizer.config), "chat_template": source}
+    return _json(found)
+
+
+def _as_texts(value: Any) -> Any:
+    """A configuration where tokens, which may be objects with flags, are their texts."""
+    if isinstance(value, list):
+        return [_as_texts(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    content = value.get("content")
+    return content if isinstance(content, str) else {name: _as_texts(one) for name, one in value.items()}
 
 
 # ---- operation --------------------------------------------------------------------------------

@@ -12,10 +12,14 @@ from starlette.responses import Response
 
 from runtime.errors import InvalidRequestError
 from runtime.server.completions import bounded
+from runtime.server.conversation import read_messages
 from runtime.server.generation import Choice, Generation, Prompt
 from runtime.server.messages import Candidate, Delta
-from runtime.server.protocol import ChatBody, flatten_messages, parse, read_body
+from runtime.server.output_form import output_form
+from runtime.server.protocol import ChatBody, parse, read_body
 from runtime.server.serving import Serving
+from runtime.server.tool_answer import ToolAnswer
+from runtime.server.tool_use import ToolUse, read_tools
 
 
 async def create_chat_completion(request: Request) -> Response:
@@ -26,7 +30,11 @@ async def create_chat_completion(request: Request) -> Response:
     max_tokens = passed.pop("max_tokens", None)
     if body.max_completion_tokens is not None:
         max_tokens = body.max_completion_tokens
-    num_logprobs = _num_logprobs(body)
+    num_logprobs, tools = _num_logprobs(body), await tools_of(serving, body)
+    if tools.forced and output_form(body) is not None:
+        message = "tool_choice: a call that must come and another form of the answer contradict each other"
+        raise InvalidRequestError("tool_choice", message=message)
+    passed |= serving.tool_caller.sampling(tools)
     parsed = parse(
         body,
         passed,
@@ -36,21 +44,26 @@ async def create_chat_completion(request: Request) -> Response:
         logprobs=num_logprobs,
         max_tokens=max_tokens,
     )
-    prompt = await encode_chat(serving, body)
+    prompt = await encode_chat(serving, body, tools)
+    answers = serving.tool_caller.answers(tools, parsed.params.n)
     generation = Generation(
         serving,
         request,
         [prompt],
         parsed,
-        ChatShape(serving.model, num_logprobs),
+        ChatShape(serving.model, num_logprobs, answers),
         stream_options=body.stream_options,
     )
     return await generation.respond(stream=bool(body.stream))
 
 
-async def encode_chat(serving: Serving, body: ChatBody) -> Prompt:
+async def tools_of(serving: Serving, body: ChatBody) -> ToolUse:
+    return await serving.in_thread(lambda: read_tools(body)) if body.tools else read_tools(body)
+
+
+async def encode_chat(serving: Serving, body: ChatBody, tools: ToolUse) -> Prompt:
     """The prompt of a conversation, under the model's own chat template."""
-    messages, tokenizer = flatten_messages(body.messages), serving.tokenizer
+    tokenizer = serving.tokenizer
     variables = dict(body.chat_template_kwargs or {})
     reserved = {"messages", "tools", "documents", "add_generation_prompt"} & set(variables)
     if reserved:
@@ -62,7 +75,9 @@ async def encode_chat(serving: Serving, body: ChatBody) -> Prompt:
     adds = True if body.add_generation_prompt is None else body.add_generation_prompt
 
     def encode() -> Prompt:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=adds, **variables)
+        messages = read_messages(body.messages)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=adds, tools=tools.shown, **variables)
+        text += serving.tool_caller.beginning(tools)
         token_ids = tokenizer.encode(text, add_special_tokens=False)
         if not token_ids:
             raise InvalidRequestError("messages", message="the messages make an empty prompt")
@@ -72,36 +87,59 @@ async def encode_chat(serving: Serving, body: ChatBody) -> Prompt:
 
 
 class ChatShape:
-    """OpenAI's `chat.completion` and `chat.completion.chunk`."""
+    """OpenAI's `chat.completion` and `chat.completion.chunk`.
 
-    def __init__(self, model: str, num_logprobs: int | None) -> None:
+    Args:
+        num_logprobs: None: no logprobs.
+        answers: read each choice for tool calls; empty: there are none.
+    """
+
+    def __init__(self, model: str, num_logprobs: int | None, answers: Sequence[ToolAnswer]) -> None:
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._model = model
         self._num_logprobs = num_logprobs
         self._created = int(time.time())
+        self._answers = answers
 
     def head(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
         return self._chunk([self._choice(index, {"role": "assistant", "content": ""}, None, None)])
 
-    def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
-        says = {"content": delta.text} if delta.text else {}
-        logprobs = self._logprobs(delta.token_ids, delta.logprobs or [])
-        return self._chunk([self._choice(index, says, logprobs, delta.finish_reason)])
+    def chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
+        says, reason = self._says(index, delta)
+        if not says and self._answers and not delta.logprobs and reason is None:
+            return []  # held back
+        found = [self._choice(index, one, None, None) for one in says or [{}]]
+        found[0]["logprobs"] = self._logprobs(delta.token_ids, delta.logprobs or [])
+        found[-1]["finish_reason"] = reason
+        return [self._chunk([choice]) for choice in found]
+
+    def _says(self, index: int, delta: Delta) -> tuple[list[dict[str, Any]], str | None]:
+        """(the `delta` of each chunk, finish reason)."""
+        reason = delta.finish_reason
+        if not self._answers:
+            return [{"content": delta.text}] if delta.text else [], reason
+        answer = self._answers[index]
+        return answer.deltas(delta.text, has_ended=reason is not None), answer.finish_reason(reason)
 
     def tail(self, usage: dict[str, Any]) -> dict[str, Any]:
         return {**self._chunk([]), "usage": usage}
 
     def whole(self, prompts: Sequence[Prompt], choices: Sequence[Choice], usage: dict[str, Any]) -> dict[str, Any]:
-        found = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
-                "logprobs": self._logprobs(choice.token_ids, choice.logprobs),
-                "finish_reason": choice.finish_reason,
-            }
-            for index, choice in enumerate(choices)
-        ]
+        found = [self._whole_choice(index, choice) for index, choice in enumerate(choices)]
         return {**self._envelope("chat.completion", found), "usage": usage}
+
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        text, reason = "".join(choice.text), choice.finish_reason
+        says: dict[str, Any] = {"content": text}
+        if self._answers:
+            answer = self._answers[index]
+            says, reason = answer.message(text), answer.finish_reason(reason)
+        return {
+            "index": index,
+            "message": {"role": "assistant", "refusal": None, **says},
+            "logprobs": self._logprobs(choice.token_ids, choice.logprobs),
+            "finish_reason": reason,
+        }
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._envelope("chat.completion.chunk", choices)

@@ -83,11 +83,11 @@ class CompletionShape:
             return None
         return self._envelope([self._choice(index, prompt.text or "", self._prompt_logprobs(index, prompt), None)])
 
-    def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
+    def chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
         logprobs = None
         if self._has_logprobs:
             logprobs = self._logprobs(index, _with_texts(delta.token_ids, delta.logprobs or []))
-        return self._envelope([self._choice(index, delta.text, logprobs, delta.finish_reason)])
+        return [self._envelope([self._choice(index, delta.text, logprobs, delta.finish_reason)])]
 
     def tail(self, usage: dict[str, Any]) -> dict[str, Any]:
         return {**self._envelope([]), "usage": usage}

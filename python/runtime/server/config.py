@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from runtime.errors import ConfigError, shorten
 
 _LOG_FORMATS = ("text", "json")
+TOOL_CALL_PARSERS = ("auto", "hermes", "llama3_json")
 _MIN_KEY_LEN = 8
 # inclusive bounds
 _INTEGERS = {
@@ -43,6 +44,8 @@ class ServerConfig:
         drain_timeout: seconds for running requests after SIGTERM; None: as long as they take.
         max_body_bytes: largest body of a request.
         max_connections: connections open at once; further ones are closed.
+        tool_call_parser: how the model writes tool calls: "hermes" (Qwen 2.5 and 3, too) or "llama3_json"; "auto": as
+            its chat template shows, else the tokens that it knows.
         log_format: "text", or "json" with one object a line.
     """
 
@@ -61,6 +64,7 @@ class ServerConfig:
     drain_timeout: float | None = None
     max_body_bytes: int = 8 << 20
     max_connections: int = 4096
+    tool_call_parser: str = "auto"
     log_format: str = "text"
 
     def __post_init__(self) -> None:
@@ -70,8 +74,9 @@ class ServerConfig:
                 raise ConfigError(f"{name}={shorten(value)}: must be an integer between {low} and {high}")
         for name in (*_SECONDS, "drain_timeout"):
             self._check_seconds(name)
-        if self.log_format not in _LOG_FORMATS:
-            raise ConfigError(f"log_format={shorten(self.log_format)}: must be one of {', '.join(_LOG_FORMATS)}")
+        for name, allowed in (("log_format", _LOG_FORMATS), ("tool_call_parser", TOOL_CALL_PARSERS)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}={shorten(getattr(self, name))}: must be one of {', '.join(allowed)}")
         for key in self.api_key:
             if not re.fullmatch(rf"[\x21-\x7e]{{{_MIN_KEY_LEN},}}", key):
                 raise ConfigError(f"an api_key must have at least {_MIN_KEY_LEN} printable ASCII characters, no spaces")

@@ -24,6 +24,7 @@ from runtime.server.serving import Serving
 
 _MAX_WARNED = 20
 _MAX_NAME_CHARS = 40
+_MANY_TOKENS = 8192  # of an answer in one piece: more are worded beside the event loop
 
 
 @dataclass
@@ -58,8 +59,8 @@ class Shape(Protocol):
     def head(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
         """A stream's first chunk of a choice, before any token."""
 
-    def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
-        """A further one."""
+    def chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
+        """Further ones, as far as there is something to say."""
 
     def tail(self, usage: dict[str, Any]) -> dict[str, Any]:
         """A stream's last chunk, when the usage was asked for."""
@@ -135,8 +136,12 @@ class Generation:
             raise
         finally:
             self._finish(watcher, error)
-        answer = self._shape.whole(self._prompts, self._choices, self._usage())
-        return Response(msgspec.json.encode(answer), 200, self._headers(), media_type="application/json")
+        is_long = sum(len(choice.token_ids) for choice in self._choices) > _MANY_TOKENS
+        body = await self._serving.in_thread(self._whole) if is_long else self._whole()
+        return Response(body, 200, self._headers(), media_type="application/json")
+
+    def _whole(self) -> bytes:
+        return msgspec.json.encode(self._shape.whole(self._prompts, self._choices, self._usage()))
 
     async def _chunks(self, events: list[tuple[int, Event]], watcher: asyncio.Task[None]) -> AsyncIterator[bytes]:
         """Blocks of server-sent events; an error is the last of them."""
@@ -202,7 +207,7 @@ class Generation:
         if isinstance(event, Ended) and not self._generate:
             event = Delta(event.id, 0, "", [], finish_reason="length")
         if isinstance(event, Delta) and self._says_something(event):
-            said.append(self._shape.chunk(request * n + event.index, event))
+            said = [*said, *self._shape.chunks(request * n + event.index, event)]
         for chunk in said:
             if chunk is not None:
                 yield {**chunk, "usage": self._usage_so_far()} if self._continuous_usage else chunk

@@ -93,12 +93,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return found
 
 
-def is_shallow(body: bytes) -> bool:
-    """Whether brackets nest at most MAX_DEPTH levels. Of what is not JSON either answer may come."""
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+def is_shallow(body: bytes, max_depth: int = MAX_DEPTH) -> bool:
+    """Whether brackets nest at most so many levels. Of what is not JSON either answer may come."""
+    if body.count(b"[") + body.count(b"{") <= max_depth:
         return True
     brackets = _STRING.sub(b"", body).translate(_AS_SQUARE, _NOT_BRACKETS)
-    for _ in range(MAX_DEPTH):  # each pass takes the innermost level off
+    for _ in range(max_depth):  # each pass takes the innermost level off
         if not brackets:
             return True
         brackets = brackets.replace(b"[]", b"")

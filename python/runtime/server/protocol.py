@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -45,7 +45,7 @@ _HARMLESS = frozenset(
     "user metadata safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options parallel_tool_calls "
     "return_tokens_as_token_ids request_id".split()
 )
-# known, and refused unless the value asks for nothing; null never does
+# known, and refused unless the value asks for nothing, which null never does, or the endpoint has such a field
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "bad_words": ([],),
@@ -69,6 +69,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
+
+_INSTEAD = {"functions": "use tools", "function_call": "use tool_choice"}
 
 Flag = bool | None
 
@@ -108,6 +110,9 @@ class ChatBody(Common, kw_only=True):
     add_generation_prompt: Flag = None
     continue_final_message: Flag = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Flag = None
 
 
 Body = TypeVar("Body", bound=Common)
@@ -130,8 +135,9 @@ def read_body(found: Mapping[str, Any], kind: type[Body]) -> tuple[Body, dict[st
     """
     given = {name: _as_integer(name, value) for name, value in found.items() if value is not None}
     for name, nothing in _UNSUPPORTED.items():
-        if name in given and not any(given[name] == value for value in nothing):
-            raise InvalidRequestError(name, message=f"{name} is not supported; leave it out")
+        is_refused = name in given and name not in kind.__struct_fields__
+        if is_refused and not any(given[name] == value for value in nothing):
+            raise InvalidRequestError(name, message=f"{name} is not supported; {_INSTEAD.get(name, 'leave it out')}")
     own = {name: given.pop(name) for name in kind.__struct_fields__ if name in given}
     try:
         body = msgspec.convert(own, kind)
@@ -163,34 +169,6 @@ def parse(
     if (form := output_form(body)) is not None:
         sampling["structured_outputs"] = form
     return Parsed(SamplingParams(**{**passed, **sampling}), SubmitOptions(**options), ignored)
-
-
-def flatten_messages(messages: Any) -> list[dict[str, Any]]:
-    """Messages whose content is one text; a developer's is the system's. Their roles are checked by the template."""
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise InvalidRequestError("messages", messages, "a list of at least one {'role': ..., 'content': ...}")
-    found = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise InvalidRequestError(f"messages[{i}]", message, "an object with a role and a content")
-        role = "system" if message["role"] == "developer" else message["role"]
-        found.append({**message, "role": role, "content": _text_of(message.get("content"), f"messages[{i}].content")})
-    return found
-
-
-def _text_of(content: Any, where: str) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    if not isinstance(content, Sequence):
-        raise InvalidRequestError(where, content, "a text or a list of text parts")
-    parts = []
-    for i, part in enumerate(content):
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise InvalidRequestError(
-                f"{where}[{i}]", part, "{'type': 'text', 'text': ...}: this model reads text alone"
-            )
-        parts.append(part["text"])
-    return "\n".join(parts)
 
 
 def _as_integer(name: str, value: Any) -> Any:

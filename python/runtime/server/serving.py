@@ -18,6 +18,7 @@ from runtime.server.config import ServerConfig
 from runtime.server.http_errors import HttpError
 from runtime.server.json_body import read_object
 from runtime.server.metrics import ServerMetrics
+from runtime.server.tool_caller import ToolCaller
 from runtime.start_timer import StartTimer
 from runtime.tokenizer import Tokenizer
 
@@ -57,6 +58,7 @@ class Serving:
         self.num_requests = 0  # generations that are being answered
         self._tokenizer = tokenizer
         self._timer = timer or StartTimer("engine")
+        self._tool_caller = None if tokenizer is None else ToolCaller(config.tool_call_parser, tokenizer)
         self._busy_s = 0.0
         self._text_threads = ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="runtime-text")
 
@@ -71,6 +73,12 @@ class Serving:
     @property
     def has_tokenizer(self) -> bool:
         return self._tokenizer is not None
+
+    @property
+    def tool_caller(self) -> ToolCaller:
+        caller, _ = self._tool_caller, self.tokenizer  # which says what is missing
+        assert caller is not None
+        return caller
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Work on text, beside the event loop."""
