@@ -44,7 +44,7 @@ std::string FileOf(const std::string& records) {
   const auto size = static_cast<std::uint32_t>(records.size());
   const std::uint64_t checksum = SipHash128({size, 0}, std::as_bytes(std::span(records))).low;
   std::string file = "rt-event";
-  file.append("\3\0\0\0", 4);
+  file.append("\4\0\0\0", 4);
   file.append(reinterpret_cast<const char*>(&size), sizeof(size));
   file.append(reinterpret_cast<const char*>(&checksum), sizeof(checksum));
   return file + records;
