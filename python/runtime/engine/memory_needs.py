@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from runtime import _core
-from runtime.basemodel import GroupOfShapes, TpPartBaseModel, model_class_of
+from runtime.basemodel import GroupOfShapes, TpPartBaseModel, first_part_tokens, model_class_of
 from runtime.config import EngineConfig
 from runtime.engine.cuda_graphs import batch_buckets
 from runtime.engine.device import Device, check_device
@@ -22,6 +22,7 @@ from runtime.engine.warm_up import SMALL_TENSORS_BYTES
 from runtime.kernels.attention_shapes import partials_size
 from runtime.kernels.peer_memory import PeerMemory
 from runtime.kernels.step_state import RowState, SampleWorkspace, StepInputs, StepOutputs
+from runtime.parallel import copied_sums
 
 # Estimates of what no tensor shows, and what the comparison at start-up checks.
 _MODULE_BYTES = 160 << 20  # code that the driver loads as kernels are first launched, cuBLAS's included
@@ -72,6 +73,9 @@ def memory_needs(config: EngineConfig, device: Device) -> Needs:
     if (size := config.tensor_parallel_size) > 1:
         row_bytes = model.config["hidden_size"] * model.dtype.itemsize
         parts["peers"] = PeerMemory.num_bytes(size, config.max_num_seqs, row_bytes)
+        if config.overlap == "copy":
+            rows = first_part_tokens(config.resolve_num_batched_tokens(device.kind))
+            parts["copies"] = copied_sums.num_bytes(size, rows, row_bytes)
     return Needs(model, parts, 0 if config.enforce_eager else _graph_bytes(model, config))
 
 
@@ -83,7 +87,7 @@ def meta_model(config: EngineConfig, device: Device) -> TpPartBaseModel:
         size,
         config.model_dir,
         config.block_size,
-        tp_group=GroupOfShapes(size),
+        tp_group=GroupOfShapes(size, overlaps=size > 1 and config.overlap != "none"),
         device="meta",
         **model_options(config),
     )

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from runtime.basemodel import first_part_tokens
 from runtime.engine.cuda_graphs import DecodeGraphs
 from runtime.engine.kv_tier import make_tier
 from runtime.engine.masks import MaskTransfers
@@ -114,6 +115,8 @@ class ModelRunner:
         self.model, self._tp = model, model.tp_group
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.device = model.device
+        row_bytes = model.config["hidden_size"] * model.dtype.itemsize
+        self._tp.reserve_overlap(first_part_tokens(max_num_batched_tokens), row_bytes)
         self.rows = RowState.allocate(
             max_num_seqs=max_num_seqs,
             max_model_len=model.max_model_len,

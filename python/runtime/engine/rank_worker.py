@@ -30,6 +30,7 @@ def join(config: EngineConfig, device: str, unique_id: bytes, rank: int, channel
             _JOIN_TIMEOUT_S, 2 * config.resolve_step_timeout(device)
         ),  # a step that hangs is seen by the watchdog first
         deterministic=config.deterministic,
+        overlap=config.overlap,
     )
 
 
