@@ -27,6 +27,10 @@ from runtime.parallel import copied_sums
 # Estimates of what no tensor shows, and what the comparison at start-up checks.
 _MODULE_BYTES = 160 << 20  # code that the driver loads as kernels are first launched, cuBLAS's included
 _PROGRAMS_PER_SM = 4  # of token attention, the most that a tile table has; a few MiB in all
+# NCCL's buffers for one connection: 512 KiB, 4800 KiB and 4 MiB of its three protocols (computeBuffSizes in init.cc) in
+# the driver's pieces of 2 MiB, and one such piece at the sender. A ring has a connection in each channel.
+_NCCL_CONNECTION_BYTES = 12 << 20
+_NCCL_CHANNELS = 24  # that it opens between GPUs behind NVLink switches
 _GRAPH_BYTES_PER_LAYER = 64 << 10  # of one captured model, in the driver
 _SAMPLER_GRAPH_BYTES = 128 << 10
 
@@ -72,6 +76,7 @@ def memory_needs(config: EngineConfig, device: Device) -> Needs:
     parts["small"] = SMALL_TENSORS_BYTES
     if (size := config.tensor_parallel_size) > 1:
         row_bytes = model.config["hidden_size"] * model.dtype.itemsize
+        parts["nccl"] = _NCCL_CHANNELS * _NCCL_CONNECTION_BYTES
         parts["peers"] = PeerMemory.num_bytes(size, config.max_num_seqs, row_bytes)
         if config.overlap == "copy":
             rows = first_part_tokens(config.resolve_num_batched_tokens(device.kind))
