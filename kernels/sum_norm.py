@@ -1,12 +1,14 @@
-"""Norm of (sum of the ranks' parts) + residual, where the parts of the other ranks have been copied here."""
+"""Norm of (sum of the ranks' parts) + residual, where the parts of the other ranks have been copied here.
+
+No programmatic dependent launch: what comes before is a stream's wait for those copies, not a kernel.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .launch import pdl_options, warps_for
+from .launch import warps_for
 
 
 @triton.jit(do_not_specialize=["rank"])
@@ -27,16 +29,12 @@ def _sum_norm_kernel(
     eps,
     SIZE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    USE_PDL: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
     # int64: a part of 8192 tokens of hidden size 8192 ends at 2**26 elements, the last of eight at 2**29
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK_SIZE)
     mask = cols < hidden_size
-    if USE_PDL:
-        gdc_wait()
-        gdc_launch_dependents()
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     x = tl.load(x_ptr + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
     total = tl.zeros([BLOCK_SIZE], dtype=tl.float32)
@@ -105,6 +103,5 @@ def sum_norm(
         HAS_BIAS=bias is not None,
         BLOCK_SIZE=block_size,
         num_warps=warps_for(block_size),
-        **pdl_options(x),
     )
     return out
