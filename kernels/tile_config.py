@@ -1,8 +1,8 @@
 """Tile shapes of the hot kernels, by device and shape class, and up to which size sums over ranks go which way.
 
-Committed figures, measured by `tools/tune_kernels.py` and `tools/tune_all_reduce.py`; nothing is tuned while serving. A
-device without entries of an op takes those of another one of its compute capability; a shape without a measured entry
-gets the defaults below.
+Committed figures, measured by `tools/tune_kernels.py` and `tools/tune_all_reduce.py`; nothing is tuned while serving.
+An entry that a device's table lacks is that of another device of its compute capability; a shape without a measured
+entry gets the defaults below.
 """
 
 from __future__ import annotations
@@ -57,22 +57,21 @@ _ALL_REDUCE_LIMITS = {
 
 
 @functools.cache
-def _entries(op: str, name: str, capability: tuple[int, int]) -> dict[str, Any]:
-    """Those of the device's own table, else of another device of its generation."""
+def _tables(name: str, capability: tuple[int, int]) -> list[dict[str, Any]]:
+    """The device's own, then those of other devices of its generation."""
     own = _CONFIG_DIR / f"{name.replace(' ', '_')}.json"
     others = sorted(set(_CONFIG_DIR.glob("*.json")) - {own})
-    for path in [own, *others] if own.exists() else others:
-        table: dict[str, Any] = json.loads(path.read_text())
-        if table["compute_capability"] == list(capability) and op in table:
-            entries: dict[str, Any] = table[op]
-            return entries
-    return {}
+    tables = [json.loads(path.read_text()) for path in ([own, *others] if own.exists() else others)]
+    return [table for table in tables if table["compute_capability"] == list(capability)]
 
 
 def lookup(device: torch.device, op: str, key: str) -> dict[str, Any] | None:
     """The measured entry of `op` for this kind of device and shape class, or None."""
-    entry: dict[str, Any] | None = _entries(op, device_name(device), launch.capability(device)).get(key)
-    return entry
+    for table in _tables(device_name(device), launch.capability(device)):
+        if key in (entries := table.get(op, {})):
+            entry: dict[str, Any] | None = entries[key]
+            return entry
+    return None
 
 
 def all_reduce_limits(device: torch.device, num_ranks: int) -> AllReduceLimits:

@@ -54,9 +54,9 @@ def device(tmp_path, monkeypatch):
         return torch.device("cuda", 0)
 
     monkeypatch.setattr(tile_config, "_CONFIG_DIR", tmp_path)
-    tile_config._entries.cache_clear()
+    tile_config._tables.cache_clear()
     yield make
-    tile_config._entries.cache_clear()
+    tile_config._tables.cache_clear()
 
 
 def test_measured_limits_come_before_the_defaults(device):
@@ -67,10 +67,11 @@ def test_measured_limits_come_before_the_defaults(device):
     assert all_reduce_limits(gpu, 9) == AllReduceLimits(0, 0)
 
 
-def test_a_table_of_one_op_leaves_the_others_to_the_generation(device):
-    gpu = device("NVIDIA X", {"NVIDIA_X": {"all_reduce": {}}, "NVIDIA_Y": {"linear": {"a": {"n": 1}}}})
-    assert tile_config.lookup(gpu, "linear", "a") == {"n": 1}
-    assert tile_config.lookup(gpu, "linear", "b") is None
+def test_what_a_table_lacks_is_that_of_the_generation(device):
+    others = {"linear": {"a": {"n": 1}, "b": {"n": 2}, "c": {"n": 3}}}
+    gpu = device("NVIDIA X", {"NVIDIA_X": {"linear": {"b": {"n": 4}, "c": None}}, "NVIDIA_Y": others})
+    found = [tile_config.lookup(gpu, "linear", key) for key in "abcd"]
+    assert found == [{"n": 1}, {"n": 4}, None, None]  # of c the library was measured to be best
 
 
 def test_the_tool_makes_the_committed_limits_of_the_committed_rows(tmp_path):
