@@ -300,6 +300,11 @@ class RankState:
         -1: none.
         """
     @property
+    def num_calls(self) -> int:
+        """
+        Of collectives, as it has shown.
+        """
+    @property
     def phase(self) -> str: ...
     @property
     def pid(self) -> int: ...
@@ -388,6 +393,10 @@ class RankLink:
     def set_phase(self, phase: str) -> None:
         """
         What this rank does now; "": it runs steps.
+        """
+    def show_calls(self, num_calls: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        How many collectives this rank has called so far.
         """
     @property
     def num_ranks(self) -> int: ...

@@ -61,6 +61,7 @@ class CommunicatorGroup(TpGroup):
         self._all_reduce = self._gathered_sum if deterministic and device.type == "cuda" else self._sum
 
     def all_reduce(self, x: Tensor) -> Tensor:
+        self.num_calls += 1
         if (peers := self.peers) is not None and peers.take(x):
             return ops.all_reduce(x, peers.memory, two_shot=peers.two_shot(x), out=x)
         return self._all_reduce(x.contiguous())
@@ -68,11 +69,13 @@ class CommunicatorGroup(TpGroup):
     def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         if (peers := self.peers) is None or not peers.take(x):
             return super().all_reduce_norm(x, residual, weight, bias, eps)
+        self.num_calls += 1
         return ops.all_reduce_norm(x, residual, weight, bias, eps, peers.memory, two_shot=peers.two_shot(x), out=x)
 
     def start_sum(self, x: Tensor) -> PendingSum:
         if not self.overlaps or self._device.type == "cpu":
             return super().start_sum(x)
+        self.num_calls += 1
         x = x.contiguous()
         if self._copied_sums is not None and self._copied_sums.fits(x):
             return self._copied_sums.start(x)
@@ -82,9 +85,11 @@ class CommunicatorGroup(TpGroup):
         return SumOnTheSide(x, side.mark())
 
     def all_gather(self, x: Tensor) -> Tensor:
+        self.num_calls += 1
         return self._gathered(x.contiguous()).movedim(0, -2).flatten(-2)
 
     def broadcast(self, x: Tensor, root: int = 0) -> Tensor:
+        self.num_calls += 1
         x = x.contiguous()
         self._communicator.broadcast(x.data_ptr(), x.numel(), _data_type(x), root, self._stream())
         return x

@@ -30,12 +30,15 @@ class TpGroup:
     Attributes:
         rank: 0 .. size - 1.
         size: number of ranks.
+        num_calls: of collectives so far, the same on all ranks once they have come as far; those in a CUDA graph count
+            when it is captured.
         overlaps: a sum that `start_sum` began goes on while this rank computes.
     """
 
     rank: int = 0
     size: int = 1
     overlaps: bool = False
+    num_calls: int = 0
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of x over the ranks; may overwrite x."""
