@@ -10,6 +10,7 @@ the sentence that the caller gets. FILE gets a Markdown table. The exit status i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -108,8 +109,12 @@ class Drills:
         """SIGKILL of a rank as the engine is closed with requests under way"""
         row, program = Row("kill in drain"), self._program(close=True)
         with program:
+            program.wait_for("submitted")
+            pid = self._next_rank(program)
             self._need(program.wait_for("serving"), row, "did not serve")
-            fault = self._kill(program)
+            fault = time.monotonic()
+            with contextlib.suppress(ProcessLookupError):  # it may have ended already
+                os.kill(pid, signal.SIGKILL)
             self._collect(program, row, fault)
             self._need(row.sentence != "", row, "no request has ended with an error")
         return row
