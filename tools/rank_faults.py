@@ -171,17 +171,15 @@ class Drills:
     def nccl_of_two_versions(self) -> Row:
         """ranks with NCCL 2.28.9 and 2.27.3, pretended ones"""
         code = """
-            import sys
+            import os, sys, time
             from runtime import _core
             _core.load_nccl(sys.argv[1])
             rank = int(sys.argv[2])
             if rank == 0:
                 unique_id = _core.Communicator.unique_id("nccl")
                 open(sys.argv[3] + ".part", "wb").write(unique_id)
-                import os
                 os.rename(sys.argv[3] + ".part", sys.argv[3])
             else:
-                import time, os
                 while not os.path.exists(sys.argv[3]):
                     time.sleep(0.01)
                 unique_id = open(sys.argv[3], "rb").read()
