@@ -27,6 +27,7 @@ __all__ = [
     "rotary_kv_store",
     "sample",
     "silu_and_mul",
+    "sum_norm",
     "token_attention",
 ]
 
@@ -72,4 +73,5 @@ rms_norm = _by_device(reference.rms_norm)
 rotary_kv_store = _by_device(reference.rotary_kv_store)
 sample = _by_device(reference.sample)
 silu_and_mul = _by_device(reference.silu_and_mul)
+sum_norm = _by_device(reference.sum_norm)
 token_attention = _by_device(reference.token_attention)

@@ -28,6 +28,7 @@ __all__ = [
     "rotary_kv_store",
     "sample",
     "silu_and_mul",
+    "sum_norm",
     "token_attention",
 ]
 
@@ -68,6 +69,35 @@ def layer_norm(
     """y = (t - mean(t)) / sqrt(var(t) + eps) * weight + bias with t = x + residual, as `rms_norm`."""
     total = _add_residual(x, residual)
     return _write(F.layer_norm(total, weight.shape, weight.float(), bias.float(), eps), x.dtype, out)
+
+
+def sum_norm(
+    x: Tensor,
+    parts: Tensor,
+    rank: int,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """RMSNorm, or with a bias LayerNorm, of (sum of the ranks' parts) + residual.
+
+    The sum is added in rank order and rounded to x's dtype.
+
+    Args:
+        x: [tokens, hidden], the part of `rank`.
+        parts: [ranks, tokens, hidden], those of the others; that of `rank` is not read.
+        residual: [tokens, hidden], becomes the sum in place.
+        weight, bias: [hidden].
+    """
+    total = torch.zeros_like(x, dtype=torch.float32)
+    for source, part in enumerate(parts):
+        total += x if source == rank else part
+    if bias is None:
+        return rms_norm(total.to(x.dtype), residual, weight, eps, out=out)
+    return layer_norm(total.to(x.dtype), residual, weight, bias, eps, out=out)
 
 
 def silu_and_mul(x: Tensor, *, out: Tensor | None = None) -> Tensor:

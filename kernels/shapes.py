@@ -27,7 +27,7 @@ def all_reduce_norm(x: Tensor, *args: Any, out: Tensor | None = None, **options:
     return _like(x, out)
 
 
-all_reduce = all_reduce_norm
+all_reduce = sum_norm = all_reduce_norm
 
 
 def silu_and_mul(x: Tensor, *, out: Tensor | None = None) -> Tensor:

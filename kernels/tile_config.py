@@ -1,7 +1,8 @@
-"""Tile shapes of the hot kernels, by device and shape class.
+"""Tile shapes of the hot kernels, by device and shape class, and up to which size sums over ranks go which way.
 
-Committed figures, measured by `tools/tune_kernels.py`; nothing is tuned while serving. A device without a table takes
-that of another one of its compute capability; a shape without a measured entry gets the defaults below.
+Committed figures, measured by `tools/tune_kernels.py` and `tools/tune_all_reduce.py`; nothing is tuned while serving.
+An entry that a device's table lacks is that of another device of its compute capability; a shape without a measured
+entry gets the defaults below.
 """
 
 from __future__ import annotations
@@ -39,23 +40,47 @@ class ContextAttentionConfig:
     num_stages: int
 
 
+@dataclass(frozen=True)
+class AllReduceLimits:
+    """Bytes of x up to which its sum over the ranks goes one-shot, and up to which two-shot; larger ones are NCCL's."""
+
+    one_shot_bytes: int
+    two_shot_bytes: int
+
+
+# Where nothing was measured.
+_ALL_REDUCE_LIMITS = {
+    2: AllReduceLimits(4 << 20, 4 << 20),
+    4: AllReduceLimits(256 << 10, 4 << 20),
+    8: AllReduceLimits(128 << 10, 2 << 20),
+}
+
+
 @functools.cache
-def _device_table(name: str, capability: tuple[int, int]) -> dict[str, Any]:
-    """The device's own table, else that of another device of its generation."""
+def _tables(name: str, capability: tuple[int, int]) -> list[dict[str, Any]]:
+    """The device's own, then those of other devices of its generation."""
     own = _CONFIG_DIR / f"{name.replace(' ', '_')}.json"
-    paths = [own] if own.exists() else sorted(_CONFIG_DIR.glob("*.json"))
-    for path in paths:
-        table: dict[str, Any] = json.loads(path.read_text())
-        if table["compute_capability"] == list(capability):
-            return table
-    return {}
+    others = sorted(set(_CONFIG_DIR.glob("*.json")) - {own})
+    tables = [json.loads(path.read_text()) for path in ([own, *others] if own.exists() else others)]
+    return [table for table in tables if table["compute_capability"] == list(capability)]
 
 
 def lookup(device: torch.device, op: str, key: str) -> dict[str, Any] | None:
     """The measured entry of `op` for this kind of device and shape class, or None."""
-    table = _device_table(device_name(device), launch.capability(device))
-    entry: dict[str, Any] | None = table.get(op, {}).get(key)
-    return entry
+    for table in _tables(device_name(device), launch.capability(device)):
+        if key in (entries := table.get(op, {})):
+            entry: dict[str, Any] | None = entries[key]
+            return entry
+    return None
+
+
+def all_reduce_limits(device: torch.device, num_ranks: int) -> AllReduceLimits:
+    """Of groups of that many ranks, or of the next larger number that is known; none: NCCL makes all sums."""
+    for size, default in sorted(_ALL_REDUCE_LIMITS.items()):
+        if num_ranks <= size:
+            found = lookup(device, "all_reduce", str(size))
+            return AllReduceLimits(**found) if found else default
+    return AllReduceLimits(0, 0)
 
 
 def token_attention_config(

@@ -18,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "docs" / "benchmarks"
 PAGES = (ROOT / "README.md", ROWS / "README.md")
+# of rows that tell of another way than the engine's own, or of something else
+UNUSUAL = {"deterministic", "overlap", "nccl_max_ctas", "gap_p50_us"}
 MODELS = ("llama-3.1-8b", "qwen3-0.6b", "bloom-7b1")
 IN_README = ("llama-3.1-8b",)
 Row = dict[str, Any]
@@ -31,7 +33,7 @@ def rows(name: str) -> list[Row]:
 def usual() -> list[Row]:
     """What scenarios took with the engine's defaults."""
     found = rows("gpu.jsonl")
-    return [row for row in found if "scenario" in row and "gap_p50_us" not in row and "deterministic" not in row]
+    return [row for row in found if "scenario" in row and not UNUSUAL & row.keys()]
 
 
 def figure(row: Row) -> str:
@@ -49,11 +51,7 @@ def share(row: Row | None) -> str:
 
 def table(models: tuple[str, ...]) -> Iterator[str]:
     """One line for each measured scenario: the figure, its share of the device's limit, and the peer's."""
-    ours = [
-        row
-        for row in rows("gpu.jsonl")
-        if row.get("tp") == 1 and "gap_p50_us" not in row and "deterministic" not in row
-    ]
+    ours = [row for row in usual() if row.get("tp") == 1]
     peers = {(row["model"], row["scenario"]): row for row in rows("peers.jsonl") if row["tp"] == 1}
     devices = " and ".join(sorted({row["device"] for row in ours}))
     their_devices = " and ".join(sorted({row["device"] for row in peers.values()}))

@@ -3,26 +3,31 @@
 #
 #   tools/gpu.sh [--out DIR] [--minutes N] [PART...]
 #
-# Parts, in this order: build tests sanitize ranks tune kernels bench simulation serve; default: all but `sanitize`, which
-# takes long and needs the CUDA toolkit's compute-sanitizer, and `serve` (HTTP beside offline, and starts), which needs
-# the packages of the extra `server`. `ranks` needs two GPUs or more.
+# Parts, in this order: build tests sanitize tune kernels bench simulation serve; default: all but `sanitize`, which takes
+# long and needs the CUDA toolkit's compute-sanitizer, and `serve` (HTTP beside offline, and starts), which needs the
+# packages of the extra `server`. Over all the GPUs that there are, two or more: ranks (tests), allreduce (limits by size),
+# tune_ranks (matrix kernels for shares of the weights), tp (the scenarios), starts (cold and warm, by phase), overlap
+# (sums beside the computation, three ways), faults (lost ranks, as a log for docs/rank_faults.md).
+# In ten minutes go `build ranks allreduce overlap faults`, or with REPEAT=1 and --minutes 2 `build allreduce tune_ranks tp`.
 # The machine's own python3 is used, with torch, triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist
 # and transformers. DIR (default build/gpu) gets a log of each part, tile tables, and the rows kernels.jsonl,
 # bench.jsonl and simulation.jsonl; --minutes limits the tuning (default 3). $SOURCE_COMMIT names the revision in the
 # rows where the tree came without its history.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all_parts=(build tests sanitize ranks tune kernels bench simulation serve)
+all_parts=(build tests sanitize tune kernels bench simulation serve)
+rank_parts=(ranks allreduce tune_ranks tp starts overlap faults)
 out=build/gpu minutes=3 parts=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --out) out=$2 && shift 2 ;;
     --minutes) minutes=$2 && shift 2 ;;
-    build | tests | sanitize | ranks | tune | kernels | bench | simulation | serve) parts+=("$1") && shift ;;
-    *) echo "unknown argument '$1': one of --out, --minutes, ${all_parts[*]}" >&2 && exit 2 ;;
+    build | tests | sanitize | tune | kernels | bench | simulation | serve) parts+=("$1") && shift ;;
+    ranks | allreduce | tune_ranks | tp | starts | overlap | faults) parts+=("$1") && shift ;;
+    *) echo "unknown argument '$1': one of --out, --minutes, ${all_parts[*]} ${rank_parts[*]}" >&2 && exit 2 ;;
   esac
 done
-[ ${#parts[@]} -gt 0 ] || parts=(build tests ranks tune kernels bench simulation)
+[ ${#parts[@]} -gt 0 ] || parts=(build tests tune kernels bench simulation)
 mkdir -p "$out"
 out=$(realpath "$out")
 export TRITON_CACHE_DIR=$PWD/build/triton-cache PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
@@ -53,13 +58,42 @@ part_sanitize() { # after `tests`, which leaves compiled kernels behind
       --print-limit 20 python3 -m pytest -q -m gpu -n 0 --tb=short -p no:cacheprovider tests/kernels
   done
 }
-part_ranks() { # groups of processes, one GPU each
-  local size
-  size=$(python3 -c 'import torch; print(torch.cuda.device_count())')
-  run ranks 300 python3 -m pytest -q -m gpu --tb=short -p no:cacheprovider tests/python/test_tp_group.py \
+num_gpus() { python3 -c 'import torch; print(torch.cuda.device_count())'; }
+part_ranks() { # groups of processes, one GPU each; several groups at a time
+  run ranks 300 python3 -m pytest -q -m gpu -n 3 --tb=short -p no:cacheprovider tests/python/test_tp_group.py \
     tests/models/test_tensor_parallel.py tests/python/test_ranks_gpu.py
-  run allreduce 240 python3 -m runtime bench allreduce --ranks "$size" --json --append "$out/bench.jsonl"
-  suite llama-3.1-8b startup,decode_b1,decode_b64,decode_b256,prefill_16x4096,mixed_256 --tensor-parallel-size "$size"
+}
+part_allreduce() { # 2, 4 and 8 ranks where there are; what follows uses the limits
+  run allreduce 240 python3 tools/tune_all_reduce.py --out "$out" --append "$out/allreduce.jsonl"
+  cp "$out"/NVIDIA*.json kernels/configs/
+}
+part_tune_ranks() { # for decode, whose products have few rows
+  run tune_ranks $((minutes * 60 + 60)) python3 tools/tune_kernels.py --out "$out" --minutes "$minutes" --only linear \
+    --ranks "$(num_gpus)"
+  cp "$out"/NVIDIA*.json kernels/configs/
+}
+part_tp() {
+  local size decode=decode_b1,decode_b64,decode_b256
+  size=$(num_gpus)
+  suite llama-3.1-8b "startup,$decode,prefill_16x4096,mixed_256" --tensor-parallel-size "$size"
+  suite llama-3.1-8b decode_b1_gaps,decode_b64_gaps --tensor-parallel-size "$size"
+  [ "$size" -lt 4 ] || suite llama-3.1-70b startup,decode_b1,decode_b64,prefill_16x4096,mixed_256 \
+    --tensor-parallel-size "$size"
+}
+part_starts() {
+  run starts 240 python3 -m runtime bench startup --model docs/benchmarks/configs/llama-3.1-8b --load-format dummy \
+    --skip-tokenizer-init --tensor-parallel-size "$(num_gpus)" --kernel-cache both --append "$out/bench.jsonl"
+}
+part_overlap() { # on one machine, one after the other: rows name the way
+  local way size
+  size=$(num_gpus)
+  for way in none copy nccl; do
+    suite llama-3.1-8b prefill_16x4096,mixed_256 --tensor-parallel-size "$size" --all-reduce-overlap "$way"
+  done
+  NCCL_MAX_CTAS=8 suite llama-3.1-8b prefill_16x4096 --tensor-parallel-size "$size" --all-reduce-overlap nccl
+}
+part_faults() {
+  run faults 420 python3 tools/rank_faults.py --device cuda --ranks "$(num_gpus)" --log "$out/rank_faults.md"
 }
 part_tune() {
   run tune $((minutes * 60 + 60)) python3 tools/tune_kernels.py --out "$out" --minutes "$minutes"
@@ -76,9 +110,11 @@ part_bench() {
   suite bloom-7b1 decode_b1,decode_b64,mixed_256,prefill_32x2048
 }
 suite() { # suite MODEL SCENARIOS [FLAG...]: on random weights of the model's shapes
-  run "bench-$1${3:-}" 400 python3 -m runtime bench suite --model "docs/benchmarks/configs/$1" --load-format dummy \
+  local name
+  name=bench-$1$(printf %s "${@:3}" ${NCCL_MAX_CTAS:+-ctas$NCCL_MAX_CTAS})
+  run "$name" 400 python3 -m runtime bench suite --model "docs/benchmarks/configs/$1" --load-format dummy \
     --scenarios "$2" --repeat "${REPEAT:-3}" --append "$out/bench.jsonl" \
-    --step-log "$out/steps-$1${3:-}.jsonl" "${@:3}"
+    --step-log "$out/steps-${name#bench-}.jsonl" "${@:3}"
 }
 part_simulation() { # the simulator, calibrated on two scenarios, predicts two others
   local model=llama-3.1-8b

@@ -190,7 +190,7 @@ def _best_entries(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def _write_table(found: dict[str, dict[str, Any]], device_name: str, capability: tuple[int, int], folder: Path) -> Path:
+def write_table(found: dict[str, dict[str, Any]], device_name: str, capability: tuple[int, int], folder: Path) -> Path:
     name = f"{device_name.replace(' ', '_')}.json"
     committed = ROOT / "kernels" / "configs" / name
     table = json.loads(committed.read_text()) if committed.exists() else {}
@@ -227,6 +227,7 @@ def main() -> int:
     parser.add_argument("--model", default="llama-3.1-8b", help="names with commas between, most important first")
     parser.add_argument("--only", default=",".join(KINDS), help="what to tune, with commas between")
     parser.add_argument("--rows", default="", help="of linear: tune these buckets of rows alone, with commas between")
+    parser.add_argument("--ranks", type=int, default=1, help="of linear: the weights that one of so many ranks holds")
     parser.add_argument("--compile-only", type=int, metavar="ARCH", help="compile the candidates for ARCH and stop")
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes
@@ -237,7 +238,7 @@ def main() -> int:
     candidates = [
         candidate
         for model in args.model.split(",")
-        for candidate in itertools.chain(attention_candidates(model), linear_candidates(model))
+        for candidate in itertools.chain(attention_candidates(model), linear_candidates(model, args.ranks))
         if candidate.problem.kind in args.only.split(",")
         and not (args.rows and candidate.problem.op == "linear" and candidate.problem.bucket not in buckets)
     ]
@@ -275,7 +276,7 @@ def main() -> int:
     if args.compile_only is None:
         _print_best(rows)
         table = _best_entries(rows)
-        print(_write_table(table, torch.cuda.get_device_name(), torch.cuda.get_device_capability(), args.out))
+        print(write_table(table, torch.cuda.get_device_name(), torch.cuda.get_device_capability(), args.out))
     return 0
 
 

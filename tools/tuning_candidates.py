@@ -122,8 +122,8 @@ def _deterministic_configs(bucket: int, num_out: int, num_in: int) -> Iterator[t
 ROWS_OF_BUCKET = {128: (80, 96, 128), 256: (144, 208, 256)}
 
 
-def linear_candidates(model: str) -> Iterator[Candidate]:
-    weights = importlib.import_module("runtime.bench.kernel_cases").MODELS[model].weights
+def linear_candidates(model: str, num_ranks: int = 1) -> Iterator[Candidate]:
+    weights = importlib.import_module("runtime.bench.kernel_cases").MODELS[model].share(num_ranks).weights
     for bucket, (_, num_out, num_in, _) in itertools.product((1, 16, 64, 256, 32, 128), weights):
         for num_rows in ROWS_OF_BUCKET.get(bucket, (bucket,)):
             problem = Problem("linear", f"{num_out}x{num_in}x{bucket}", model, (num_rows, num_out, num_in))

@@ -66,6 +66,7 @@ void BindFailure(py::module_& m) {
       .def_readonly("phase", &RankState::phase)
       .def_readonly("begun_step", &RankState::begun_step, "-1: none.")
       .def_readonly("done_step", &RankState::done_step, "-1: none.")
+      .def_readonly("num_calls", &RankState::num_calls, "Of collectives, as it has shown.")
       .def_readonly("silent_s", &RankState::silent_s, "Seconds since the process last ran.");
 }
 
@@ -134,7 +135,9 @@ void BindLauncher(py::module_& m) {
           py::arg("buffer"),
           "Writes the next StepPlan into an aligned, contiguous buffer and returns its step; None: "
           "the group ends. Raises EngineDeadError.")
-      .def("finish_step", &RankLink::FinishStep, py::arg("step"), "The step has been run.");
+      .def("finish_step", &RankLink::FinishStep, py::arg("step"), "The step has been run.")
+      .def("show_calls", &RankLink::ShowCalls, py::arg("num_calls"),
+           "How many collectives this rank has called so far.");
 }
 
 }  // namespace runtime::bindings

@@ -21,6 +21,7 @@ struct alignas(64) RankWords {
   std::atomic<std::uint32_t> beats;      // grows while the process runs
   std::atomic<std::int32_t> begun_step;  // the last one that it read, -1: none
   std::atomic<std::int32_t> done_step;   // the last one that it ended, -1: none
+  std::atomic<std::uint32_t> num_calls;  // of collectives, in all steps that it began
 };
 
 // The beginning of the shared memory; the ring's bytes follow on the next page.

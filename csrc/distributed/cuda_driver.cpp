@@ -30,6 +30,12 @@ CudaDriver Load() {
   Resolve(handle, "cuMemAlloc_v2", driver.MemAlloc);
   Resolve(handle, "cuMemFree_v2", driver.MemFree);
   Resolve(handle, "cuMemsetD8_v2", driver.MemsetD8);
+  Resolve(handle, "cuMemsetD32Async", driver.MemsetD32Async);
+  Resolve(handle, "cuMemcpyAsync", driver.MemcpyAsync);
+  Resolve(handle, "cuStreamCreate", driver.StreamCreate);
+  Resolve(handle, "cuStreamDestroy_v2", driver.StreamDestroy);
+  Resolve(handle, "cuStreamWriteValue32_v2", driver.StreamWriteValue32);
+  Resolve(handle, "cuStreamWaitValue32_v2", driver.StreamWaitValue32);
   Resolve(handle, "cuMemHostAlloc", driver.MemHostAlloc);
   Resolve(handle, "cuMemHostGetDevicePointer_v2", driver.MemHostGetDevicePointer);
   Resolve(handle, "cuMemFreeHost", driver.MemFreeHost);

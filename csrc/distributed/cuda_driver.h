@@ -10,6 +10,7 @@ namespace runtime {
 using CudaAddress = unsigned long long;
 using CudaResult = int;  // 0: success
 struct CudaContext;      // opaque
+struct CudaStream;       // opaque
 
 struct CudaIpcHandle {
   char bytes[64];
@@ -24,6 +25,16 @@ struct CudaDriver {
   CudaResult (*MemAlloc)(CudaAddress* address, std::size_t num_bytes) = nullptr;
   CudaResult (*MemFree)(CudaAddress address) = nullptr;
   CudaResult (*MemsetD8)(CudaAddress address, unsigned char value, std::size_t num_bytes) = nullptr;
+  CudaResult (*MemsetD32Async)(CudaAddress address, unsigned value, std::size_t count,
+                               CudaStream* stream) = nullptr;
+  CudaResult (*MemcpyAsync)(CudaAddress to, CudaAddress from, std::size_t num_bytes,
+                            CudaStream* stream) = nullptr;
+  CudaResult (*StreamCreate)(CudaStream** stream, unsigned flags) = nullptr;
+  CudaResult (*StreamDestroy)(CudaStream* stream) = nullptr;
+  CudaResult (*StreamWriteValue32)(CudaStream* stream, CudaAddress address, std::uint32_t value,
+                                   unsigned flags) = nullptr;
+  CudaResult (*StreamWaitValue32)(CudaStream* stream, CudaAddress address, std::uint32_t value,
+                                  unsigned flags) = nullptr;
   CudaResult (*MemHostAlloc)(void** memory, std::size_t num_bytes, unsigned flags) = nullptr;
   CudaResult (*MemHostGetDevicePointer)(CudaAddress* address, void* memory,
                                         unsigned flags) = nullptr;

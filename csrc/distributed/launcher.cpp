@@ -141,7 +141,8 @@ class Launcher::Group {
       const Rank& rank = ranks_[i];
       const RankWords& words = WordsOf(i);
       states.push_back({static_cast<int>(i) + 1, rank.process.pid(), PhaseText(rank, words),
-                        words.begun_step.load(), words.done_step.load(), SecondsSince(rank.heard)});
+                        words.begun_step.load(), words.done_step.load(), SecondsSince(rank.heard),
+                        words.num_calls.load()});
     }
     return states;
   }

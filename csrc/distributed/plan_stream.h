@@ -42,6 +42,9 @@ class PlanReaderStream {
   // The step that `Read` returned has been run.
   void FinishStep(std::int32_t step) { reader_.own().done_step.store(step); }
 
+  // How many collectives this rank has called, those of that step included.
+  void ShowCalls(std::uint32_t num_calls) { reader_.own().num_calls.store(num_calls); }
+
  private:
   void Verify(std::int32_t step, std::uint64_t hash, std::span<std::int32_t> plan);
 

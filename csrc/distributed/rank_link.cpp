@@ -162,4 +162,6 @@ std::optional<std::int32_t> RankLink::ReadPlan(std::span<std::int32_t> buffer) {
 
 void RankLink::FinishStep(std::int32_t step) { end_->plans().FinishStep(step); }
 
+void RankLink::ShowCalls(std::uint32_t num_calls) { end_->plans().ShowCalls(num_calls); }
+
 }  // namespace runtime

@@ -31,7 +31,8 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
 
 UniqueFd Above(int fd) {
   UniqueFd file(fcntl(fd, F_DUPFD_CLOEXEC, kAboveTargets));
-  if (!file) ThrowSystemError("a descriptor for a rank", errno);
+  // EINVAL: the limit lies below kAboveTargets
+  if (!file) ThrowSystemError("a descriptor for a rank", errno == EINVAL ? EMFILE : errno);
   return file;
 }
 

@@ -24,6 +24,7 @@ __all__: list[str] = [
     "MailboxMetrics",
     "ModelShape",
     "PeerBuffers",
+    "PeerCopies",
     "RankFailure",
     "RankLink",
     "RankState",
@@ -299,6 +300,11 @@ class RankState:
         -1: none.
         """
     @property
+    def num_calls(self) -> int:
+        """
+        Of collectives, as it has shown.
+        """
+    @property
     def phase(self) -> str: ...
     @property
     def pid(self) -> int: ...
@@ -388,6 +394,10 @@ class RankLink:
         """
         What this rank does now; "": it runs steps.
         """
+    def show_calls(self, num_calls: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        How many collectives this rank has called so far.
+        """
     @property
     def num_ranks(self) -> int: ...
     @property
@@ -407,6 +417,52 @@ class PeerBuffers:
     def addresses(self) -> list[int]:
         """
         Of each rank's memory, as this device knows it.
+        """
+
+class PeerCopies:
+    """
+    num_bytes of device memory on every rank that the others copy into by copy engine, and num_words int32, -1 at first, by which streams of two devices wait for each other; a stream that waits goes on when the group fails. Made as PeerBuffers are. Methods queue work on `stream`, a handle.
+    """
+    def __init__(
+        self,
+        communicator: Communicator,
+        num_words: typing.SupportsInt | typing.SupportsIndex,
+        num_bytes: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def copy(
+        self,
+        rank: typing.SupportsInt | typing.SupportsIndex,
+        offset: typing.SupportsInt | typing.SupportsIndex,
+        source: typing.SupportsInt | typing.SupportsIndex,
+        num_bytes: typing.SupportsInt | typing.SupportsIndex,
+        stream: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """
+        num_bytes at the address `source` of this device, to `offset` of the bytes of `rank`.
+        """
+    def wait(
+        self,
+        word: typing.SupportsInt | typing.SupportsIndex,
+        value: typing.SupportsInt | typing.SupportsIndex,
+        stream: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """
+        Until this rank's word has reached `value`.
+        """
+    def write(
+        self,
+        rank: typing.SupportsInt | typing.SupportsIndex,
+        word: typing.SupportsInt | typing.SupportsIndex,
+        value: typing.SupportsInt | typing.SupportsIndex,
+        stream: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """
+        The word of `rank`, once what the stream did before can be seen there.
+        """
+    @property
+    def address(self) -> int:
+        """
+        Of this rank's bytes.
         """
 
 class RequestParams:

@@ -27,6 +27,7 @@ _LOAD_FORMATS = ("auto", "safetensors", "dummy")
 _SCHEDULING_POLICIES = ("fcfs", "priority", "fair")
 _ADMISSIONS = ("past_future", "max_tokens", "none")
 _EVICTIONS = ("lru", "cost")
+_OVERLAPS = ("none", "nccl", "copy")
 
 # inclusive bounds of the integer arguments
 _BOUNDS: dict[str, tuple[int, int]] = {
@@ -73,6 +74,8 @@ class EngineConfig:
         enforce_eager: no CUDA graphs.
         step_timeout: seconds after which a step counts as hung and the engine stops.
         max_queued_requests: most waiting requests before `submit` refuses more; None: no limit.
+        all_reduce_overlap: how the sums over the ranks of a large step go on while other tokens are computed: "none",
+            "nccl" by a kernel beside the others, or "copy" by the devices' copy engines. Not with deterministic=True.
         event_log: file to record the scheduler's events and decisions in, for `runtime simulate --replay`.
     """
 
@@ -100,6 +103,7 @@ class EngineConfig:
     enforce_eager: bool = False
     step_timeout: float | None = None
     max_queued_requests: int | None = None
+    all_reduce_overlap: str = "none"
     event_log: str | os.PathLike[str] | None = None
     log_level: str | None = None
 
@@ -115,6 +119,7 @@ class EngineConfig:
         _require_choice("scheduling_policy", self.scheduling_policy, _SCHEDULING_POLICIES)
         _require_choice("admission", self.admission, _ADMISSIONS)
         _require_choice("eviction", self.eviction, _EVICTIONS)
+        _require_choice("all_reduce_overlap", self.all_reduce_overlap, _OVERLAPS)
         for name, (low, high) in _BOUNDS.items():
             _require_int(name, getattr(self, name), low, high, optional=type(self).__dict__.get(name) is None)
         for name in ("skip_tokenizer_init", "enable_prefix_caching", "deterministic", "enforce_eager"):
@@ -169,6 +174,11 @@ class EngineConfig:
     def for_device(self, kind: str) -> EngineConfig:
         """With what depends on "cpu" or "cuda" decided."""
         return dataclasses.replace(self, block_size=self.block_size or _DEFAULT_BLOCK_SIZE[kind])
+
+    @property
+    def overlap(self) -> str:
+        """How sums over the ranks are overlapped, as a TpGroup takes it."""
+        return "none" if self.deterministic else self.all_reduce_overlap
 
     def resolve_num_batched_tokens(self, device: str) -> int:
         return self.max_num_batched_tokens or _DEFAULT_NUM_BATCHED_TOKENS[device]

@@ -102,6 +102,19 @@ TEST(LauncherTest, AVariableReplacesTheCallers) {
   EXPECT_EQ(launcher.Exchange(""), (Parts{"", "a rank's"}));
 }
 
+TEST(LauncherTest, RanksShowTheStepAndTheCallsThatTheyHaveMade) {
+  Launcher launcher(Ranks(3, {"serve"}));
+  launcher.Exchange("");
+  EXPECT_EQ(launcher.ranks()[1].num_calls, 0u);
+  Plans plans;
+  launcher.Publish(plans.Next(8), 10.0);
+  launcher.Exchange("");
+  for (const int rank : {1, 2}) {
+    while (launcher.ranks()[rank - 1].done_step != 1) std::this_thread::sleep_for(1ms);
+    EXPECT_EQ(launcher.ranks()[rank - 1].num_calls, 10u + rank);
+  }
+}
+
 TEST(LauncherTest, AKilledRankIsNamedWithItsStep) {
   Launcher launcher(Ranks(3, {"serve"}));
   const auto pids = Pids(launcher);
@@ -221,6 +234,7 @@ TEST(LauncherTest, LimitsOfTheSystemAreNamed) {
   signal(SIGXFSZ, SIG_IGN);  // as in Python
   const auto launch = [] { Launcher launcher(Ranks(8, {"serve"})); };
   ExpectShortage(RLIMIT_NOFILE, 12, "ulimit -n", launch);
+  ExpectShortage(RLIMIT_NOFILE, 9, "ulimit -n", launch);
   ExpectShortage(RLIMIT_FSIZE, 4096, "ulimit -f", launch);
 }
 

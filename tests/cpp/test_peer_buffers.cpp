@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "distributed/peer_buffers.h"
+#include "distributed/peer_copies.h"
 #include "distributed/shm_communicator.h"
 #include "runtime/error.h"
 
@@ -27,11 +27,18 @@ struct Pretended {
   std::map<CudaAddress, CudaAddress> opened;  // and what it maps
   CudaAddress next = 4096;
   int num_words = 0;
+  int num_streams = 0;
+  std::vector<std::string> queued;  // by streams, in the order of the calls
   bool has_memory = true;
   bool has_peer_access = true;
 };
 Pretended* pretended = nullptr;
 thread_local int current = 0;  // contexts pushed in this thread
+
+void Queue(const std::string& what) {
+  const std::lock_guard lock(pretended->mutex);
+  pretended->queued.push_back(what);
+}
 
 CudaDriver PretendedDriver() {
   CudaDriver driver;
@@ -62,6 +69,39 @@ CudaDriver PretendedDriver() {
   driver.MemsetD8 = [](CudaAddress address, unsigned char value, std::size_t) {
     const std::lock_guard lock(pretended->mutex);
     pretended->filled[address] = value;
+    return 0;
+  };
+  driver.MemsetD32Async = [](CudaAddress address, unsigned value, std::size_t count, CudaStream*) {
+    EXPECT_EQ(current, 1);
+    Queue("set " + std::to_string(address) + " " + std::to_string(count) + " to " +
+          std::to_string(value));
+    return 0;
+  };
+  driver.MemcpyAsync = [](CudaAddress to, CudaAddress from, std::size_t num_bytes, CudaStream*) {
+    Queue("copy " + std::to_string(from) + " to " + std::to_string(to) + ", " +
+          std::to_string(num_bytes));
+    return 0;
+  };
+  driver.StreamCreate = [](CudaStream** stream, unsigned) {
+    const std::lock_guard lock(pretended->mutex);
+    ++pretended->num_streams;
+    *stream = reinterpret_cast<CudaStream*>(8);
+    return 0;
+  };
+  driver.StreamDestroy = [](CudaStream*) {
+    const std::lock_guard lock(pretended->mutex);
+    EXPECT_EQ(current, 1);
+    --pretended->num_streams;
+    return 0;
+  };
+  driver.StreamWriteValue32 = [](CudaStream*, CudaAddress address, std::uint32_t value, unsigned) {
+    Queue("write " + std::to_string(address) + " " + std::to_string(value));
+    return 0;
+  };
+  driver.StreamWaitValue32 = [](CudaStream*, CudaAddress address, std::uint32_t value,
+                                unsigned flags) {
+    EXPECT_EQ(flags, 0u);  // at least
+    Queue("wait " + std::to_string(address) + " " + std::to_string(value));
     return 0;
   };
   driver.MemHostAlloc = [](void** memory, std::size_t num_bytes, unsigned) {
@@ -109,6 +149,7 @@ class PeerBuffersTest : public testing::Test {
     EXPECT_TRUE(pretended_.allocated.empty());
     EXPECT_TRUE(pretended_.opened.empty());
     EXPECT_EQ(pretended_.num_words, 0);
+    EXPECT_EQ(pretended_.num_streams, 0);
   }
 
   static CommunicatorOptions Options(int rank) {
@@ -192,6 +233,61 @@ TEST_F(PeerBuffersTest, TheWordIsSetWhenTheGroupFails) {
   EXPECT_EQ(*word, 1);
   buffers.reset();
   group.Abort("again");  // and what is gone is left alone
+}
+
+class PeerCopiesTest : public PeerBuffersTest {
+ protected:
+  static constexpr std::size_t kNumWords = 6;
+
+  std::unique_ptr<PeerCopies> MakeCopies() {
+    const auto load = [this]() -> const CudaDriver& { return driver_; };
+    auto copies = PeerCopies::Make(group_, kNumWords, kNumBytes, load);
+    memory_ = pretended_.allocated.begin()->first;
+    return copies;
+  }
+
+  FailingGroup group_;
+  CudaAddress memory_ = 0;
+};
+
+TEST_F(PeerCopiesTest, BytesComeBehindTheWords) {
+  const auto copies = MakeCopies();
+  EXPECT_GE(copies->own_bytes(), memory_ + 4 * kNumWords);
+  EXPECT_EQ(copies->own_bytes() % 256, memory_ % 256);
+  copies->Copy(0, 24, 5000, 100, nullptr);
+  copies->Write(0, 5, 7, nullptr);
+  copies->Wait(2, -1, nullptr);
+  EXPECT_EQ(pretended_.queued,
+            (std::vector<std::string>{
+                "copy 5000 to " + std::to_string(copies->own_bytes() + 24) + ", 100",
+                "write " + std::to_string(memory_ + 20) + " 7",
+                "wait " + std::to_string(memory_ + 8) + " 4294967295"}));
+}
+
+TEST_F(PeerCopiesTest, RefusesWhatLiesOutside) {
+  const auto copies = MakeCopies();
+  EXPECT_THROW(copies->Copy(0, kNumBytes - 99, 5000, 100, nullptr), InvalidArgument);
+  EXPECT_THROW(copies->Copy(1, 0, 5000, 100, nullptr), InvalidArgument);
+  EXPECT_THROW(copies->Write(0, kNumWords, 1, nullptr), InvalidArgument);
+  EXPECT_THROW(copies->Wait(kNumWords, 1, nullptr), InvalidArgument);
+  EXPECT_TRUE(pretended_.queued.empty());
+}
+
+// However far the words have counted, beyond the largest signed number too.
+TEST_F(PeerCopiesTest, StreamsThatWaitGoOnWhenTheGroupFails) {
+  auto copies = MakeCopies();
+  for (const std::int32_t awaited : {0, 41, 0x7fffffff, -5}) {
+    copies->Wait(1, awaited, nullptr);
+    group_.Abort("rank 1 died");
+    const std::uint32_t set = static_cast<std::uint32_t>(awaited) + 0x3fffffff;
+    EXPECT_GT(static_cast<std::int32_t>(set - static_cast<std::uint32_t>(awaited)), 0);
+    EXPECT_EQ(pretended_.queued.back(),
+              "set " + std::to_string(memory_) + " 6 to " + std::to_string(set));
+  }
+  copies.reset();  // which releases them too
+  const std::size_t num_queued = pretended_.queued.size();
+  group_.Abort("again");
+  EXPECT_EQ(pretended_.queued.size(), num_queued);
 }
 
 TEST_F(PeerBuffersTest, NoPeerAccessIsSaidOnEveryRank) {

@@ -27,6 +27,7 @@ from runtime.kernels.rotary_kv_store import rotary_kv_store
 from runtime.kernels.sample import sample
 from runtime.kernels.silu_and_mul import silu_and_mul
 from runtime.kernels.step_state import RowState, StepInputs, StepOutputs
+from runtime.kernels.sum_norm import sum_norm
 from runtime.kernels.token_attention import token_attention
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -59,6 +60,11 @@ def _all_reduce(size: int, hidden: int, *, two_shot: bool, num_vectors: int, dty
     else:
         weight, bias = empty(hidden, dtype=dtype), empty(hidden, dtype=dtype) if num_vectors > 1 else None
         all_reduce_norm(x, residual, weight, bias, 1e-5, peers, two_shot=two_shot)
+
+
+def _sum_norm(size: int, hidden: int, dtype: torch.dtype, *, with_bias: bool) -> None:
+    parts, residual, weight = (empty(*shape, dtype=dtype) for shape in ((size, 8, hidden), (8, hidden), (hidden,)))
+    sum_norm(parts[0], parts, 0, residual, weight, weight.clone() if with_bias else None, 1e-5)
 
 
 def _rotary(num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, with_norm: bool) -> None:
@@ -169,6 +175,9 @@ CASES = [
         "all_reduce_norm 4 ranks, layer, 1024 fp32",
         lambda: _all_reduce(4, 1024, two_shot=False, num_vectors=2, dtype=FP32),
     ),
+    Case("sum_norm 2 ranks, 4096 bf16", lambda: _sum_norm(2, 4096, BF16, with_bias=False)),
+    Case("sum_norm 4 ranks, 8192 fp16", lambda: _sum_norm(4, 8192, FP16, with_bias=False)),
+    Case("sum_norm 4 ranks, layer, 1024 fp32", lambda: _sum_norm(4, 1024, FP32, with_bias=True)),
     Case("silu_and_mul bf16", lambda: silu_and_mul(empty(8, 2 * 14336))),
     Case("gelu_tanh bf16", lambda: gelu_tanh(empty(8, 16384))),
     Case("embedding bf16", lambda: embedding(empty(8, dtype=I32), empty(1024, 4096))),

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runtime.basemodel import BaseLayerWeight, Placement, Replicated, RowParallel, load_model, tp_sizes
+from runtime.basemodel import BaseLayerWeight, Placement, Replicated, RowParallel, load_model, token_parts, tp_sizes
 from runtime.basemodel.weights import dummy_tensors
 from runtime.errors import ConfigError
 from runtime.loader import Checkpoint, DummyCheckpoint, read_config
 from runtime.models.bloom import BloomTransformerLayerWeight
 from runtime.models.llama import LlamaPreAndPostLayerWeight, LlamaTransformerLayerWeight
-from runtime.parallel import TpGroup, make_unique_id
+from runtime.parallel import PendingSum, TpGroup, make_unique_id
 
 PROGRAM = Path(__file__).with_name("tp_rank.py")
 # each with two KV heads but BLOOM, which has as many as heads; the vocabulary of 67 does not divide
@@ -26,16 +26,21 @@ FAMILIES = ("llama-default", "qwen2", "qwen3", "bloom-8")
 
 
 class ThreadGroup(TpGroup):
-    """Ranks as threads of this process."""
+    """Ranks as threads of this process; with `overlaps` a sum that is started is made when it is taken."""
 
-    def __init__(self, rank, size, shared):
-        self.rank, self.size = rank, size
+    def __init__(self, rank, size, shared, overlaps=False):
+        self.rank, self.size, self.overlaps = rank, size, overlaps
         self._barrier, self._slots = shared
+        self.num_started = 0
 
     @classmethod
-    def of_size(cls, size):
+    def of_size(cls, size, overlaps=False):
         shared = threading.Barrier(size, timeout=20), [None] * size
-        return [cls(rank, size, shared) for rank in range(size)]
+        return [cls(rank, size, shared, overlaps) for rank in range(size)]
+
+    def start_sum(self, x):
+        self.num_started += 1
+        return LateSum(self, x)
 
     def _exchange(self, x):
         self._slots[self.rank] = x
@@ -51,10 +56,19 @@ class ThreadGroup(TpGroup):
         return torch.cat(self._exchange(x), dim=-1)
 
 
-def run_ranks(size, work):
+class LateSum(PendingSum):
+    def __init__(self, group, x):
+        super().__init__(x)
+        self._group = group
+
+    def _wait(self):
+        return self._group.all_reduce(self._total)
+
+
+def run_ranks(size, work, overlaps=False):
     """work(group) of every rank at once; results in rank order."""
     with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(work, ThreadGroup.of_size(size)))
+        return list(pool.map(work, ThreadGroup.of_size(size, overlaps)))
 
 
 @pytest.mark.parametrize(
@@ -221,3 +235,31 @@ def test_kv_heads_that_do_not_fit_the_ranks(tiny):
     folder = tiny("qwen3-kv3").folder
     with pytest.raises(ConfigError, match="num_key_value_heads=3 neither divides by tensor_parallel_size=2 nor"):
         load_model(folder, max_total_token_num=64, world_size=2, tp_group=ThreadGroup.of_size(2)[0])
+
+
+@pytest.mark.parametrize("name, size", [("llama-default", 4), ("qwen3", 2), ("bloom-8", 2)])
+def test_a_step_in_parts_gives_the_logits_of_the_whole(tiny, rows, sequences, name, size, monkeypatch):
+    """Parts that divide a prompt, with sums that are made late, in prefills alone and beside decodes."""
+    monkeypatch.setattr(token_parts, "MIN_TOKENS", 4)
+    monkeypatch.setattr(token_parts, "_ALIGNMENT", 8)
+    divided = []
+
+    def work(group):
+        model = load_model(
+            tiny(name).folder,
+            max_total_token_num=256,
+            tp_rank=group.rank,
+            world_size=group.size,
+            tp_group=group,
+            max_num_seqs=8,
+        )
+        driver = rows(model)
+        logits = driver.step(dict(enumerate(sequences)))
+        mixed = driver.step({i: [7 + i] * (1 + 5 * i) for i in range(len(sequences))})
+        divided.append(group.num_started)
+        return torch.stack([*logits.values(), *mixed.values()])
+
+    whole, parts = run_ranks(size, work), run_ranks(size, work, overlaps=True)
+    assert divided[:size] == [0] * size and min(divided[size:]) > 0
+    for found, expected in zip(parts, whole):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

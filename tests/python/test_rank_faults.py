@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from ranks import all_gone, rank_pids, runs, wait_until
@@ -269,6 +270,29 @@ def test_ctrl_c_is_for_rank_0_alone(tiny_llama):
     assert program.stdout.readline() == "ready\n"
     os.killpg(program.pid, signal.SIGINT)
     assert program.communicate(timeout=60)[0] == "5\n"
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0, reason="may not mount file systems"
+)
+def test_too_little_shared_memory_is_one_sentence(tiny_llama):
+    script = f"from runtime import LLM\nLLM({str(tiny_llama)!r}, device='cpu', tensor_parallel_size=2)"
+    mounted = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$0" "$@"'
+    command = ["unshare", "-m", "sh", "-c", mounted, sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if "Error" in line]
+    assert len(said) == 1 and re.search(r"CapacityError: .* needs .* MiB in /dev/shm, .* --shm-size", said[0]), said
+
+
+def test_drills_without_an_engine(tmp_path):
+    """The tool that does such things by hand, and what an NCCL that is absent or of another version is met with."""
+    tool, log = Path(__file__).parents[2] / "tools" / "rank_faults.py", tmp_path / "log.md"
+    chosen = "nccl_absent,nccl_of_two_versions" if shutil.which("cc") else "nccl_absent"
+    command = [sys.executable, tool, "--only", chosen, "--log", log]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout
+    assert log.read_text().count("| yes |") == len(chosen.split(","))
 
 
 def test_the_worker_says_what_it_is_for():

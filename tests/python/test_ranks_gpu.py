@@ -48,6 +48,20 @@ def test_eager_steps_give_the_same_tokens(expected):
         assert tokens(llm) == expected
 
 
+@pytest.mark.parametrize("overlap", ["nccl", "copy"])
+def test_steps_in_parts_give_the_same_tokens(overlap):
+    """Prompts of 7000 tokens in all, most of them in steps of 4096."""
+    prompts = [f"sort: {' '.join(str(i * j % 10) for j in range(1, 60))}" for i in range(1, 64)]
+    options = {"max_num_seqs": 64, "max_num_batched_tokens": 4096}
+    found = []
+    for size, way in ((1, "none"), (2, overlap)):
+        with serve(size, all_reduce_overlap=way, **options) as llm:
+            outputs = llm.generate(prompts, GREEDY)
+        assert sum(len(output.prompt_token_ids) for output in outputs) > 6000
+        found.append([output.outputs[0].token_ids for output in outputs])
+    assert found[0] == found[1]
+
+
 def test_preemption_through_the_cpu_tier_gives_the_same_tokens(expected):
     with serve(knobs=Knobs(preempt_every=7), cpu_kv_bytes=64 << 20, block_size=16) as llm:
         assert tokens(llm) == expected

@@ -52,6 +52,18 @@ def test_sampled_tokens_are_the_rows_of_all_ranks(single, pair):
     assert texts(pair) == texts(single)
 
 
+def test_large_steps_in_parts_give_the_same_text(tiny_llama):
+    """Prompts of more than 2048 tokens in one step, cut at a chunk: the second step has the rest."""
+    prompts = [[3 + (i * j) % 300 for j in range(60 + i)] for i in range(40)]
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    options = {"device": "cpu", "max_num_batched_tokens": 2304, "num_kv_blocks": 512}
+    found = []
+    for arguments in ({}, {"tensor_parallel_size": 2, "all_reduce_overlap": "copy"}):
+        with LLM(str(tiny_llama), **options, **arguments) as llm:
+            found.append(answers(llm, prompts, params))
+    assert found[0] == found[1]
+
+
 def test_an_idle_rank_uses_no_cpu(pair):
     (pid,) = rank_pids()
     pair.generate(QUESTIONS, GREEDY)

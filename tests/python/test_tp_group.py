@@ -73,7 +73,7 @@ def test_a_collective_is_captured(device):
 
 @pytest.mark.parametrize("device", [CUDA])
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("case", ["peer_sums", "peer_sums_captured"])
+@pytest.mark.parametrize("case", ["peer_sums", "peer_sums_captured", "sums_beside_nccl", "sums_by_copies"])
 def test_sums_over_peer_memory(case, size, device):
     if torch.cuda.device_count() < size:
         pytest.skip(f"needs {size} GPUs")
@@ -84,7 +84,7 @@ def test_sums_over_peer_memory(case, size, device):
 @pytest.mark.parametrize(
     "case, device",
     [("lost_peer", "cpu"), pytest.param("lost_peer", "cuda", marks=TWO_GPUS)]
-    + [pytest.param("lost_writer", "cuda", marks=TWO_GPUS)],
+    + [pytest.param(case, "cuda", marks=TWO_GPUS) for case in ("lost_writer", "lost_copier")],
 )
 def test_a_collective_whose_peer_dies_ends(case, device):
     with ranks(case, 2, device) as processes:

@@ -150,6 +150,63 @@ def peer_sums_captured(group, device):
     return "equal"
 
 
+def _started_sums(group, device, num_sums):
+    """Two sums under way at a time beside a product, by ranks that are late in turn; how many are wrong."""
+    import torch
+
+    x0 = torch.arange(1024, device=device)[:, None] % 8 + torch.arange(4096, device=device) % 4
+    weight, matrix = torch.ones(4096, dtype=torch.bfloat16, device=device), torch.randn(2048, 2048, device=device)
+    num_wrong, under_way = torch.zeros((), dtype=torch.int64, device=device), []
+
+    def take():
+        turn, pending = under_way.pop(0)
+        residual = torch.ones(1024, 4096, dtype=torch.bfloat16, device=device)
+        out = pending.norm(residual, weight, None, 1e-5)
+        expected = group.size * (x0 + turn % 16) + sum(range(group.size)) + 1
+        num_wrong.add_((residual != expected).sum() + out.isnan().sum())
+
+    for turn in range(num_sums):
+        if turn % 7 == group.rank:
+            torch.cuda._sleep(2_000_000)
+        x = (x0 + turn % 16 + group.rank).to(torch.bfloat16)  # small integers: sums are exact
+        under_way.append((turn, group.start_sum(x)))
+        matrix = torch.nn.functional.normalize(matrix @ matrix)
+        if len(under_way) == 2:
+            take()
+    while under_way:
+        take()
+    group.barrier()
+    return int(num_wrong)
+
+
+def sums_beside_nccl(group, device):
+    assert _started_sums(group, device, 200) == 0
+    return "equal"
+
+
+def sums_by_copies(group, device):
+    group.reserve_overlap(1024, 8192)
+    assert group._copied_sums is not None, "the GPUs cannot write to each other's memory"
+    assert _started_sums(group, device, 200) == 0
+    return "equal"
+
+
+def lost_copier(group, device):
+    """Rank 0's stream waits for a copy of the others, which wait for a line."""
+    import torch
+
+    group.reserve_overlap(16, 8192)
+    x, residual, weight = (torch.ones(16, 4096, dtype=torch.bfloat16, device=device) for _ in "xrw")
+    group.start_sum(x).norm(residual, weight[0], None, 1e-5)
+    group.barrier()
+    print("ready", flush=True)
+    if group.rank > 0:
+        sys.stdin.readline()
+    group.start_sum(x).norm(residual, weight[0], None, 1e-5)
+    group.barrier()
+    return "met"
+
+
 def lost_writer(group, device):
     """As lost_peer, with a kernel of ours that waits."""
     group.reserve(4, 16384)
@@ -191,7 +248,9 @@ def main(case, rank, size, device):
         from runtime.parallel import init_tp_group
 
         device = f"cuda:{rank}" if device == "cuda" else device
-        group = init_tp_group(unique_id, rank, size, device, timeout_s, deterministic=case == "rank_order")
+        overlap = {"sums_beside_nccl": "nccl", "sums_by_copies": "copy", "lost_copier": "copy"}.get(case, "none")
+        options = {"deterministic": case == "rank_order", "overlap": overlap}
+        group = init_tp_group(unique_id, rank, size, device, timeout_s, **options)
     print("joined", flush=True)
     print(globals()[case](group, device), flush=True)
 

@@ -45,6 +45,7 @@ struct RankState {
   std::int32_t begun_step = -1;  // the last step that it read, -1: none
   std::int32_t done_step = -1;   // the last step that it ended, -1: none
   double silent_s = 0.0;         // since its process last ran
+  std::uint32_t num_calls = 0;   // of collectives, as RankLink::ShowCalls said last
 };
 
 // Rank 0's side. Every method may be called from any thread, but Publish from one thread only.

@@ -46,6 +46,10 @@ class RankLink {
   // The step has been run.
   void FinishStep(std::int32_t step);
 
+  // How many collectives this rank has called so far: all ranks must have made the same calls, and
+  // where they wait for each other for ever, rank 0 sees who has not.
+  void ShowCalls(std::uint32_t num_calls);
+
  private:
   class End;
   std::unique_ptr<End> end_;

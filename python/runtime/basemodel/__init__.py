@@ -21,6 +21,7 @@ from .registry import (
     register_model,
     tp_sizes,
 )
+from .token_parts import first_part_tokens
 from .weights import (
     BaseLayerWeight,
     ColumnParallel,
@@ -63,6 +64,7 @@ __all__ = [
     "TransformerLayerInferTpl",
     "TransformerLayerWeight",
     "VocabParallelEmbedding",
+    "first_part_tokens",
     "known_model_types",
     "load_model",
     "model_class",

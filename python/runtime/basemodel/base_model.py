@@ -18,6 +18,7 @@ from ..start_timer import StartTimer
 from .infer import PostLayerInfer, PostLayerInferTpl, PreLayerInfer, PreLayerInferTpl, TransformerLayerInfer
 from .infer_state import InferStateInfo
 from .mem_manager import MemManager
+from .token_parts import is_worth_parts, run_in_parts
 from .weights import (
     BaseLayerWeight,
     Placement,
@@ -284,6 +285,11 @@ class TpPartBaseModel:
     def make_infer_state(self, input_ids: Tensor, **fields: Any) -> InferStateInfo:
         """The step with the family's extra state; `fields`: those of InferStateInfo but what the model itself knows."""
         state = self.infer_state_class(mem_manager=self.mem_manager, deterministic=self.deterministic, **fields)
+        self.init_extra_state(state, input_ids)
+        return state
+
+    def init_extra_state(self, state: InferStateInfo, input_ids: Tensor) -> None:
+        """The family's extra state, of a step or of the part of it whose tokens these are."""
         state.init_some_extra_state(
             self,
             state.batch_size,
@@ -295,7 +301,6 @@ class TpPartBaseModel:
             state.b_seq_len,
             state.is_prefill,
         )
-        return state
 
     @torch.inference_mode()
     def run(self, input_ids: Tensor, infer_state: InferStateInfo) -> Tensor:
@@ -309,8 +314,11 @@ class TpPartBaseModel:
         """
         phase = "context_forward" if infer_state.is_prefill else "token_forward"
         stream = getattr(self.pre_infer, phase)(input_ids, infer_state, self.pre_post_weight)
-        for layer, weight in zip(self.layers_infer, self.trans_layers_weight):
-            stream = getattr(layer, phase)(stream, infer_state, weight)
+        if is_worth_parts(self, infer_state):
+            stream = run_in_parts(self, stream, input_ids, infer_state)
+        else:
+            for layer, weight in zip(self.layers_infer, self.trans_layers_weight):
+                stream = getattr(layer, phase)(stream, infer_state, weight)
         logits: Tensor = getattr(self.post_infer, phase)(stream, infer_state, self.pre_post_weight)
         return logits
 

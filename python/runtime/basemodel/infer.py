@@ -1,21 +1,27 @@
 """What runs in a layer: stateless, weights and step are arguments.
 
 Between layers goes the stream (x, residual): `residual` is the sum of the layers so far, x a summand that is still to
-be added, and on several ranks still to be summed over them; None adds nothing. The norm that comes next does all of it.
+be added, and on several ranks still to be summed over them, which may have begun; None adds nothing. The norm that
+comes next does all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..kernels import ops
 from ..loader import ModelConfig
+from ..parallel import PendingSum
 from .infer_state import InferStateInfo
 
-Stream = tuple[Tensor | None, Tensor]
+if TYPE_CHECKING:
+    from .token_parts import TokenPart
+
+Summand = Tensor | PendingSum | None
+Stream = tuple[Summand, Tensor]
 
 
 class BaseLayerInfer:
@@ -68,7 +74,7 @@ class TransformerLayerInferTpl(TransformerLayerInfer):
         self._sm_scale: float = config["head_dim"] ** -0.5
 
     def _att_norm(
-        self, x: Tensor | None, residual: Tensor, infer_state: InferStateInfo, layer_weight: Any
+        self, x: Summand, residual: Tensor, infer_state: InferStateInfo, layer_weight: Any
     ) -> tuple[Tensor, Tensor]:
         """Normalised input of the attention, and the new residual."""
         normalised: tuple[Tensor, Tensor] = layer_weight.att_norm.of_sum(x, residual)
@@ -113,7 +119,7 @@ class TransformerLayerInferTpl(TransformerLayerInfer):
         return summand
 
     def _ffn_norm(
-        self, x: Tensor | None, residual: Tensor, infer_state: InferStateInfo, layer_weight: Any
+        self, x: Summand, residual: Tensor, infer_state: InferStateInfo, layer_weight: Any
     ) -> tuple[Tensor, Tensor]:
         """Normalised input of the feed-forward, and the new residual."""
         normalised: tuple[Tensor, Tensor] = layer_weight.ffn_norm.of_sum(x, residual)
@@ -142,6 +148,45 @@ class TransformerLayerInferTpl(TransformerLayerInfer):
     def token_forward(self, input: Stream, infer_state: InferStateInfo, layer_weight: Any) -> Stream:
         return self._block(input, infer_state, layer_weight, self._token_attention_kernel)
 
+    def context_forward_in_parts(
+        self,
+        streams: Sequence[Stream],
+        parts: Sequence[TokenPart],
+        infer_state: InferStateInfo,
+        layer_weight: Any,
+        begin: Callable[[Tensor], Summand],
+        begin_next: Callable[[Tensor], Summand],
+    ) -> list[Stream]:
+        """`context_forward` of a step's parts, whose streams are their tokens' rows.
+
+        Args:
+            begin: begins the sum of a summand of the attention.
+            begin_next: that of the feed-forward, which the next layer takes.
+        """
+        q, residuals = self._queries_of_parts(streams, parts, layer_weight)
+        o = self._context_attention_kernel(q, infer_state, layer_weight)
+        sums = [begin(self._get_o(o[part.tokens], part.state, layer_weight)) for part in parts]
+        found: list[Stream] = []
+        for total, residual, part in zip(sums, residuals, parts):
+            x, residual = self._ffn_norm(total, residual, part.state, layer_weight)
+            found.append((begin_next(self._ffn(x, part.state, layer_weight)), residual))
+        return found
+
+    def _queries_of_parts(
+        self, streams: Sequence[Stream], parts: Sequence[TokenPart], layer_weight: Any
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Queries of all tokens in one tensor, and the residuals of the parts."""
+        queries, residuals = None, []
+        for stream, part in zip(streams, parts):
+            x, residual = self._att_norm(*stream, part.state, layer_weight)
+            q = self._get_qkv(x, part.state, layer_weight)
+            if queries is None:
+                queries = q.new_empty(parts[-1].tokens.stop, *q.shape[1:])
+            queries[part.tokens] = q
+            residuals.append(residual)
+        assert queries is not None, "a step has tokens"
+        return queries, residuals
+
 
 class PostLayerInferTpl(PostLayerInfer):
     """Final norm and head. layer_weight: `final_norm`, `lm_head`."""
@@ -156,6 +201,7 @@ class PostLayerInferTpl(PostLayerInfer):
     def _logits(self, stream: Stream, index: Tensor | None, layer_weight: Any) -> Tensor:
         if index is not None:
             x, residual = stream
+            assert not isinstance(x, PendingSum), "that of the last layer was not begun: few of its rows are needed"
             stream = (None if x is None else x[index], residual[index])
         x, _ = layer_weight.final_norm.of_sum(*stream)
         logits: Tensor = layer_weight.lm_head(x)

@@ -71,8 +71,8 @@ def model_class_of(model_dir: str | Path) -> type[TpPartBaseModel]:
 class GroupOfShapes(TpGroup):
     """Rank 0 of any size, for a model on the meta device: its results have the right shapes and no values."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, *, overlaps: bool = False) -> None:
+        self.size, self.overlaps = size, overlaps
 
     def all_gather(self, x: Tensor) -> Tensor:
         return x if self.size == 1 else x.new_empty(*x.shape[:-1], x.shape[-1] * self.size)

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,8 @@ from .gpu_timing import microseconds
 Row = dict[str, Any]
 
 HIDDEN = 4096
-ROWS = [1 << i for i in range(10)]  # of 8 KiB
+ROWS = [1 << i for i in range(11)]  # of 8 KiB
+TOLERANCE = 1.02  # what two measurements of the same differ by
 LIMIT_S = 150.0
 WAIT_S = 60.0
 
@@ -52,6 +54,26 @@ def measure(num_ranks: int) -> Iterator[Row]:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def limits_of(rows: Iterable[Row]) -> dict[str, int]:
+    """Up to which size which way was fastest, as `kernels.tile_config.AllReduceLimits`; rows: of one number of ranks.
+
+    A limit lies at the end of the sizes from the smallest on at which the way was never slower than those that follow.
+    """
+    found = sorted(rows, key=lambda row: int(row["bytes"]))
+    ways = [
+        {way: float(row.get(f"{way}_norm_us", math.inf)) for way in ("one_shot", "two_shot", "nccl")} for row in found
+    ]
+    one_shot = _last_of_run(found, [t["one_shot"] <= TOLERANCE * min(t["two_shot"], t["nccl"]) for t in ways])
+    either = _last_of_run(found, [min(t["one_shot"], t["two_shot"]) <= TOLERANCE * t["nccl"] for t in ways])
+    return {"one_shot_bytes": one_shot, "two_shot_bytes": max(one_shot, either)}
+
+
+def _last_of_run(rows: Sequence[Row], holds: Sequence[bool]) -> int:
+    """Bytes of the last row before the first at which it does not hold."""
+    first = list(holds).index(False) if False in holds else len(rows)
+    return int(rows[first - 1]["bytes"]) if first > 0 else 0
 
 
 def _send(process: subprocess.Popen[str], line: str) -> None:

@@ -27,6 +27,19 @@ class ModelShapes:
     heads: Heads
     weights: tuple[tuple[str, int, int, int], ...]
 
+    def share(self, num_ranks: int) -> ModelShapes:
+        """One rank's: `o` and `down` split by their input, the rest by their output."""
+        heads = Heads(
+            self.heads.num_heads // num_ranks, max(self.heads.num_kv_heads // num_ranks, 1), self.heads.head_dim
+        )
+        weights = tuple(
+            (name, num_out, num_in // num_ranks, count)
+            if name in ("o", "down")
+            else (name, -(-num_out // num_ranks), num_in, count)
+            for name, num_out, num_in, count in self.weights
+        )
+        return ModelShapes(heads, weights)
+
 
 MODELS = {
     "llama-3.1-8b": ModelShapes(
@@ -37,6 +50,16 @@ MODELS = {
             ("gate_up", 28672, 4096, 32),
             ("down", 4096, 14336, 32),
             ("lm_head", 128256, 4096, 1),
+        ),
+    ),
+    "llama-3.1-70b": ModelShapes(
+        Heads(64, 8, 128),
+        (
+            ("qkv", 10240, 8192, 80),
+            ("o", 8192, 8192, 80),
+            ("gate_up", 57344, 8192, 80),
+            ("down", 8192, 28672, 80),
+            ("lm_head", 128256, 8192, 1),
         ),
     ),
     "qwen3-0.6b": ModelShapes(

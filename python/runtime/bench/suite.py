@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,10 @@ class Bench:
         }
         if self.arguments.get("deterministic"):
             head["deterministic"] = True
+        if "all_reduce_overlap" in self.arguments:
+            head["overlap"] = self.arguments["all_reduce_overlap"]
+        if "NCCL_MAX_CTAS" in os.environ:
+            head["nccl_max_ctas"] = os.environ["NCCL_MAX_CTAS"]
         if self.scale > 1:
             head["scale"] = self.scale
         return {**head, **figures, **environment(engine.device, engine.versions)}

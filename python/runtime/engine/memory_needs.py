@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from runtime import _core
-from runtime.basemodel import GroupOfShapes, TpPartBaseModel, model_class_of
+from runtime.basemodel import GroupOfShapes, TpPartBaseModel, first_part_tokens, model_class_of
 from runtime.config import EngineConfig
 from runtime.engine.cuda_graphs import batch_buckets
 from runtime.engine.device import Device, check_device
@@ -22,10 +22,15 @@ from runtime.engine.warm_up import SMALL_TENSORS_BYTES
 from runtime.kernels.attention_shapes import partials_size
 from runtime.kernels.peer_memory import PeerMemory
 from runtime.kernels.step_state import RowState, SampleWorkspace, StepInputs, StepOutputs
+from runtime.parallel import copied_sums
 
 # Estimates of what no tensor shows, and what the comparison at start-up checks.
 _MODULE_BYTES = 160 << 20  # code that the driver loads as kernels are first launched, cuBLAS's included
 _PROGRAMS_PER_SM = 4  # of token attention, the most that a tile table has; a few MiB in all
+# NCCL's buffers for one connection: 512 KiB, 4800 KiB and 4 MiB of its three protocols (computeBuffSizes in init.cc) in
+# the driver's pieces of 2 MiB, and one such piece at the sender. A ring has a connection in each channel.
+_NCCL_CONNECTION_BYTES = 12 << 20
+_NCCL_CHANNELS = 24  # that it opens between GPUs behind NVLink switches
 _GRAPH_BYTES_PER_LAYER = 64 << 10  # of one captured model, in the driver
 _SAMPLER_GRAPH_BYTES = 128 << 10
 
@@ -71,7 +76,11 @@ def memory_needs(config: EngineConfig, device: Device) -> Needs:
     parts["small"] = SMALL_TENSORS_BYTES
     if (size := config.tensor_parallel_size) > 1:
         row_bytes = model.config["hidden_size"] * model.dtype.itemsize
+        parts["nccl"] = _NCCL_CHANNELS * _NCCL_CONNECTION_BYTES
         parts["peers"] = PeerMemory.num_bytes(size, config.max_num_seqs, row_bytes)
+        if config.overlap == "copy":
+            rows = first_part_tokens(config.resolve_num_batched_tokens(device.kind))
+            parts["copies"] = copied_sums.num_bytes(size, rows, row_bytes)
     return Needs(model, parts, 0 if config.enforce_eager else _graph_bytes(model, config))
 
 
@@ -83,7 +92,7 @@ def meta_model(config: EngineConfig, device: Device) -> TpPartBaseModel:
         size,
         config.model_dir,
         config.block_size,
-        tp_group=GroupOfShapes(size),
+        tp_group=GroupOfShapes(size, overlaps=size > 1 and config.overlap != "none"),
         device="meta",
         **model_options(config),
     )

@@ -5,6 +5,7 @@ Nothing here waits for the device: a `Step` is launched, and asked later whether
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from runtime.basemodel import first_part_tokens
 from runtime.engine.cuda_graphs import DecodeGraphs
 from runtime.engine.kv_tier import make_tier
 from runtime.engine.masks import MaskTransfers
@@ -24,15 +26,19 @@ from runtime.errors import EngineDeadError
 from runtime.kernels import ops
 from runtime.kernels import step_plan as sp
 from runtime.kernels.step_state import RowState, SampleWorkspace, StepInputs, StepOutputs
+from runtime.log import get_logger
 
 if TYPE_CHECKING:
     from runtime.basemodel import InferStateInfo, TpPartBaseModel
     from runtime.engine.request import Completion
     from runtime.parallel import TpGroup
 
+logger = get_logger(__name__)
+
 Words = npt.NDArray[np.int32]
 
 _POLL_S = 20e-6
+_MAX_COMPILING = 16  # threads; most of a compilation does not hold the interpreter
 
 
 class Step:
@@ -114,6 +120,8 @@ class ModelRunner:
         self.model, self._tp = model, model.tp_group
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.device = model.device
+        row_bytes = model.config["hidden_size"] * model.dtype.itemsize
+        self._tp.reserve_overlap(first_part_tokens(max_num_batched_tokens), row_bytes)
         self.rows = RowState.allocate(
             max_num_seqs=max_num_seqs,
             max_model_len=model.max_model_len,
@@ -168,11 +176,25 @@ class ModelRunner:
         if not self.is_async:
             return
         limits = self.max_num_seqs, self.max_num_batched_tokens
+        self._compile_ahead(warm_up_steps(*limits, with_decode=True))
         for shape in warm_up_steps(*limits, with_decode=self._graphs is None):
             self.run_padding(shape)
         size = 1 << 20
         spare = [torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(SMALL_TENSORS_BYTES // size)]
         del spare  # the allocator keeps it
+
+    def _compile_ahead(self, steps: list[WarmUpStep]) -> None:
+        """Compiles what these steps launch, many kernels at a time; what fails here fails again where it is needed."""
+        from runtime.kernels.compile_ahead import compile_ahead  # Triton, which a machine without a GPU may lack
+
+        num_threads = min(max((os.cpu_count() or 1) // self._tp.size, 1), _MAX_COMPILING)
+        self.prepare(self._transfers.upload(0, sp.HEADER_WORDS))  # torch's own operators run, on valid indices
+        try:
+            with compile_ahead(num_threads, rank=self._tp.rank, size=self._tp.size):
+                for shape in steps:
+                    self.run_padding(shape)
+        except Exception:
+            logger.warning("kernels are compiled one by one", exc_info=True)
 
     def run_padding(self, shape: WarmUpStep) -> None:
         """An eager step whose rows and tokens are all padding, sampled both ways."""

@@ -16,6 +16,12 @@ class Channel(Protocol):
     def exchange(self, bytes: bytes) -> list[bytes]: ...
 
 
+class RankChannel(Channel, Protocol):
+    """`_core.RankLink`."""
+
+    def show_calls(self, num_calls: int) -> None: ...
+
+
 @dataclass(frozen=True)
 class Peers:
     """The ranks of one model, as each of them sees them; by default a single one.

@@ -158,9 +158,18 @@ class RankGroup(SingleRank):
             name = f"rank {state.rank} (process {state.pid})"
             if state.begun_step != self._step:
                 return state.rank, f"{name} has not begun step {self._step}, which rank 0 waits for"
+            if self._device == "cuda" and (missing := self._calls_missing_on(state)):
+                first, other = (name, "rank 0") if missing > 0 else ("rank 0", name)
+                what = f"{first} has called {abs(missing)} collectives fewer than {other} up to step {self._step}"
+                return state.rank if missing > 0 else 0, what
             if state.done_step == self._step:
                 return state.rank, f"{name} is done with step {self._step}, and rank 0 waits for it in a collective"
         return 0, f"step {self._step} hangs on all ranks"
+
+    def _calls_missing_on(self, state: _core.RankState) -> int:
+        """Collectives that rank 0 has called and this rank has not; where launches do not wait, all that ever come."""
+        difference = (self._tp_group.num_calls - state.num_calls) % (1 << 32)
+        return difference if difference < 1 << 31 else difference - (1 << 32)
 
     def _as_error(self, failure: _core.RankFailure) -> BaseException:
         refusal = _REFUSALS.get(failure.type)

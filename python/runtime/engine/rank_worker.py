@@ -10,7 +10,7 @@ import torch
 from runtime.config import EngineConfig
 from runtime.engine.loading import LoadedModel, load_model
 from runtime.engine.model_runner import ModelRunner, Step
-from runtime.engine.peers import Channel, Peers
+from runtime.engine.peers import Channel, Peers, RankChannel
 from runtime.kernels import step_plan as sp
 from runtime.parallel import TpGroup, init_tp_group, make_unique_id
 from runtime.start_timer import StartTimer
@@ -30,6 +30,7 @@ def join(config: EngineConfig, device: str, unique_id: bytes, rank: int, channel
             _JOIN_TIMEOUT_S, 2 * config.resolve_step_timeout(device)
         ),  # a step that hangs is seen by the watchdog first
         deterministic=config.deterministic,
+        overlap=config.overlap,
     )
 
 
@@ -39,11 +40,11 @@ class ModelRankWorker:
     Args:
         config: rank 0's.
         device: "cpu" or "cuda"; each rank has the CUDA device of its number.
-        channel: to the other ranks.
+        channel: to the other ranks; shows how many collectives this one has called.
         timer: of this rank's start.
     """
 
-    def __init__(self, config: EngineConfig, device: str, channel: Channel, timer: StartTimer) -> None:
+    def __init__(self, config: EngineConfig, device: str, channel: RankChannel, timer: StartTimer) -> None:
         self._timer = timer
         self._config, self._device, self._channel = config, device, channel
         self._timeout_s = config.resolve_step_timeout(device)
@@ -86,6 +87,7 @@ class ModelRankWorker:
         num_words = int(words[sp.NUM_WORDS])
         self._runner.plans[self._turn][:num_words] = words[:num_words]
         self._in_flight.append(self._runner.launch(self._turn))
+        self._channel.show_calls(self._peers.tp_group.num_calls & 0xFFFFFFFF)
         self._turn = (self._turn + 1) % len(self._runner.plans)
 
     def heartbeat(self) -> int:

@@ -50,6 +50,7 @@ def init_tp_group(
     timeout_s: float = 60.0,
     *,
     deterministic: bool = False,
+    overlap: str = "none",
 ) -> TpGroup:
     """Joins the group that `make_unique_id` named on rank 0; returns when all ranks have.
 
@@ -60,6 +61,7 @@ def init_tp_group(
             current device, which kernels are launched on.
         timeout_s: how long a rank waits for the others, here and at barriers, and on a CPU in every collective.
         deterministic: sums are added in rank order in float32 at every size.
+        overlap: how sums go on beside the computation, see `CommunicatorGroup`.
 
     Raises:
         ConfigError: an argument that cannot work, or NCCL is missing or of another version than on rank 0.
@@ -77,4 +79,4 @@ def init_tp_group(
         if device.index is not None:
             torch.cuda.set_device(device)
     communicator = Communicator(unique_id, rank, world_size, timeout_s=timeout_s)
-    return CommunicatorGroup(communicator, device, timeout_s, deterministic)
+    return CommunicatorGroup(communicator, device, timeout_s, deterministic=deterministic, overlap=overlap)

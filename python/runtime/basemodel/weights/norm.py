@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...kernels import ops
 from ...loader import ModelConfig
-from ...parallel import TpGroup
+from ...parallel import PendingSum, TpGroup
 from .param import Param, Placement, Shard, size_of, whole
 
 
@@ -21,10 +21,12 @@ class Norm:
         """norm(x) of an x that is whole on this rank."""
         return self._norm(x, None)
 
-    def of_sum(self, x: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def of_sum(self, x: Tensor | PendingSum | None, residual: Tensor) -> tuple[Tensor, Tensor]:
         """norm(residual + sum of x over the ranks) and that sum; `residual` is overwritten. None adds nothing."""
         if x is None:
             return self._norm(residual, None), residual
+        if isinstance(x, PendingSum):
+            return x.norm(residual, self.weight, self.bias, self.eps), residual
         return self._tp.all_reduce_norm(x, residual, self.weight, self.bias, self.eps), residual
 
     def _norm(self, x: Tensor, residual: Tensor | None) -> Tensor:
