@@ -47,7 +47,7 @@ class ScriptedEngine(EngineClient):
         self._tokenizer = tokenizer
 
     async def start(self):
-        self.info = Info(1 << 16, 1 << 20, "cpu", "float32", 60.0, 16, 512)
+        self.info = Info(1 << 16, 1 << 20, "cpu", "float32", 60.0, 16, 512, [])
 
     async def close(self):
         self._is_closing = True

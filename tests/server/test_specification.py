@@ -47,12 +47,16 @@ TOOL_MESSAGES = [
 
 
 def description():
-    """OpenAI's own, where an echoed prompt's first token, which has no logprob, may say so with null."""
+    """OpenAI's own, where an echoed prompt's first token, which has no logprob, may say so with null.
+
+    What tells kinds of tool calls apart is not told there: its values are no names of schemas.
+    """
     found = json.loads(PUBLISHED)
     choice = found["components"]["schemas"]["CreateCompletionResponse"]["properties"]["choices"]["items"]
     logprobs = choice["properties"]["logprobs"]["anyOf"][0]["properties"]
     for name in ("token_logprobs", "top_logprobs"):
         logprobs[name]["items"] = {"anyOf": [logprobs[name]["items"], {"type": "null"}]}
+    del found["components"]["schemas"]["ChatCompletionMessageToolCalls"]["items"]["discriminator"]
     return found
 
 

@@ -14,6 +14,8 @@ from runtime.structured_outputs import StructuredOutputsParams
 from runtime.tokenizer import Tokenizer
 
 _NO_PARAMETERS = {"properties": {}, "additionalProperties": False}
+# spaces as the data that models were taught with has them, and no others
+_SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class ToolCaller:
@@ -87,7 +89,7 @@ def _call_grammar(format: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> str
     rules = [f"start: {' | '.join(calls)}"]
     for call, tool in zip(calls, tools):
         function = tool["function"]
-        schema = {**(function.get("parameters") or _NO_PARAMETERS), "type": "object"}
+        schema = {**(function.get("parameters") or _NO_PARAMETERS), "type": "object", "x-guidance": _SPACES}
         head = json.dumps(f'{{"name": "{function["name"]}", "{format.arguments}": ')  # Lark quotes as JSON does
         rules += [f'{call}: {head} {call}_arguments "}}"', f"{call}_arguments: %json {json.dumps(schema)}"]
     return "\n".join(rules)
