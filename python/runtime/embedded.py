@@ -50,9 +50,9 @@ class EmbeddedEngine:
         self._mailbox = mailbox
         self._engine = Engine(config)
         self._running: dict[int, RequestHandle] = {}
-        # also at the end of an interpreter that the program runs itself
-        self._finalizer = weakref.finalize(self, _close, mailbox, self._engine)
         self._thread = threading.Thread(target=self._serve, name="runtime-intake", daemon=True)
+        # also at the end of an interpreter that the program runs itself, which no thread may outlive
+        self._finalizer = weakref.finalize(self, _close, mailbox, self._engine, self._thread)
         self._thread.start()
 
     @property
@@ -62,7 +62,6 @@ class EmbeddedEngine:
     def close(self) -> None:
         """Ends what still runs, and the threads. Idempotent."""
         self._finalizer()
-        self._thread.join()
 
     def _serve(self) -> None:
         while self._mailbox.wait(_WAIT_S):
@@ -186,6 +185,7 @@ def _metrics(handle: RequestHandle) -> _core.MailboxMetrics:
     )
 
 
-def _close(mailbox: _core.Mailbox, engine: Engine) -> None:
+def _close(mailbox: _core.Mailbox, engine: Engine, intake: threading.Thread) -> None:
     mailbox.close()
     engine.close()
+    intake.join()

@@ -9,18 +9,6 @@
 namespace runtime {
 namespace {
 
-// The error of that very class that `call` throws.
-template <typename E>
-E Thrown(auto call) {
-  try {
-    call();
-  } catch (const E& e) {
-    EXPECT_EQ(typeid(e).name(), typeid(E).name());
-    return e;
-  }
-  throw std::logic_error("nothing was thrown");
-}
-
 InvalidRequest Refused(Request request) {
   return Thrown<InvalidRequest>([&] { SharedEngine().Submit(std::move(request)); });
 }
@@ -30,10 +18,6 @@ template <typename E>
 E Failed(Engine& engine, Request request) {
   const RequestId id = engine.Submit(std::move(request));
   return Thrown<E>([&] { Read(engine, id); });
-}
-
-bool Has(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 TEST(EngineErrorsTest, NumbersAreRefusedAtSubmitWithTheNearestThatWorks) {
