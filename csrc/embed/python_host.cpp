@@ -160,7 +160,7 @@ const BridgeEngine* TakeBridge(const std::string& python) {
       capsule == nullptr ? nullptr : g_python.CapsuleGetPointer(capsule.get(), kBridgeName);
   const auto* bridge = static_cast<const BridgeEngine*>(pointer);
   g_python.ErrClear();
-  if (bridge == nullptr || bridge->size != sizeof(BridgeEngine)) {
+  if (bridge == nullptr || bridge->size != kBridgeSize) {
     throw PythonNotFound("runtime._core of " + python + " and libruntime are of different builds",
                          "install both from one wheel");
   }

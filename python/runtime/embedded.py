@@ -24,7 +24,7 @@ from runtime.sampling_params import SCORE_PARAMS, SamplingParams
 logger = get_logger(__name__)
 
 _WAIT_S = 60.0  # for items; closing the mailbox ends it
-_SUBMIT, _SCORE, _ABORT = range(3)  # kinds of items, as in csrc/embed/bridge.h
+_SUBMIT, _SCORE, _ABORT, _MORE = range(4)  # kinds of items, as in csrc/embed/bridge.h
 _OPTIONS = ("priority", "tenant", "deadline_s", "cache_salt")
 
 
@@ -72,9 +72,9 @@ class EmbeddedEngine:
                     self._mailbox.fail(request_id, error)
 
     def _do(self, kind: int, request_id: int, fields: dict[str, Any]) -> None:
-        if kind == _ABORT:
+        if kind in (_ABORT, _MORE):
             if (running := self._running.get(request_id)) is not None:
-                running.abort()
+                running.abort() if kind == _ABORT else running.notify()
             return
         prompt = fields.pop("prompt")
         listener = _Outlet(self._mailbox, request_id, self._running).listen
@@ -94,7 +94,7 @@ class EmbeddedEngine:
 
 
 class _Outlet:
-    """Writes the news of one request into the mailbox.
+    """Writes the news of one request into the mailbox, when its reader has what was written before.
 
     Args:
         running: the requests that can be aborted; this one is taken out when it has ended.
@@ -105,9 +105,11 @@ class _Outlet:
         self._request_id = request_id
         self._running = running
         self._readers: list[CompletionReader] = []
-        self._lock = threading.Lock()  # nearly always the engine thread's; an abort or the watchdog may come between
+        self._lock = threading.Lock()  # nearly always the engine thread's; a reader, an abort or the watchdog may come
 
     def listen(self, handle: RequestHandle) -> None:
+        if not self._mailbox.wants_news(self._request_id) and not handle.done:
+            return
         try:
             with self._lock:
                 self._write_news(handle)

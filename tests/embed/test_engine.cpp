@@ -62,6 +62,23 @@ TEST(EngineTest, StreamsTokenByToken) {
   EXPECT_GT(num_tokens, 100u);
 }
 
+TEST(EngineTest, WhatCameSinceTheLastReadComesAsOne) {
+  Engine& engine = SharedEngine();
+  const std::int64_t before = engine.Stats().num_output_tokens;
+  const RequestId id = engine.Submit(Endless());
+  while (engine.Stats().num_output_tokens < before + 50) std::this_thread::yield();
+  std::size_t num_tokens = engine.Next(id)->token_ids.size();
+  const auto second = engine.Next(id);
+  num_tokens += second->token_ids.size();
+  EXPECT_GE(num_tokens, 50u);
+  std::int64_t counted = 0;
+  while (const auto chunk = engine.Next(id)) {
+    num_tokens += chunk->token_ids.size();
+    if (chunk->metrics) counted = chunk->metrics->num_output_tokens;
+  }
+  EXPECT_EQ(static_cast<std::int64_t>(num_tokens), counted);
+}
+
 TEST(EngineTest, TokenIdsAreAPromptToo) {
   Engine& engine = SharedEngine();
   const Output output = Ask(engine, {.prompt = std::vector<TokenId>{5, 6, 7}, .max_tokens = 3});
