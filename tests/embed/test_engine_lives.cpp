@@ -10,6 +10,7 @@
 #include <fstream>
 #include <future>
 #include <iostream>
+#include <iterator>
 #include <limits>
 #include <thread>
 
@@ -36,6 +37,12 @@ std::int64_t NumThreads() {
     if (word == "Threads:" && status >> count) return count;
   }
   return 0;
+}
+
+// Files, stacks and shared memory in the address space, of which the count above knows nothing.
+std::int64_t NumMappings() {
+  std::ifstream maps("/proc/self/maps");
+  return std::count(std::istreambuf_iterator<char>(maps), {}, '\n');
 }
 
 void Cycle() {
@@ -66,11 +73,12 @@ constexpr std::int64_t kMaxGrowthPerCycle = 8 << 10;
 TEST(EngineLivesTest, CyclesLeaveNothingBehind) {
   const char* wanted = std::getenv("TEST_CYCLES");
   const int num_cycles = wanted == nullptr ? 20 : std::atoi(wanted), half = num_cycles / 2;
-  const std::int64_t bytes = BytesAfter(half), threads = NumThreads();
+  const std::int64_t bytes = BytesAfter(half), threads = NumThreads(), mappings = NumMappings();
   const std::int64_t growth = BytesAfter(half) - bytes;
   std::cout << num_cycles << " cycles; growth from the first half to the second: " << growth
             << " bytes\n";
   EXPECT_LT(growth, half * kMaxGrowthPerCycle);
+  EXPECT_LT(NumMappings() - mappings, half);  // one that stayed would be one each time
   while (NumThreads() > threads) std::this_thread::sleep_for(std::chrono::milliseconds(10));
 }
 
