@@ -3,26 +3,27 @@
 #
 #   tools/gpu.sh [--out DIR] [--minutes N] [PART...]
 #
-# Parts, in this order: build tests sanitize ranks tune kernels bench simulation serve; default: all but `sanitize`, which
-# takes long and needs the CUDA toolkit's compute-sanitizer, and `serve` (HTTP beside offline, and starts), which needs
-# the packages of the extra `server`. `ranks` needs two GPUs or more.
+# Parts, in this order: build tests sanitize ranks tune kernels bench embedding simulation serve; default: all but
+# `sanitize`, which takes long and needs the CUDA toolkit's compute-sanitizer, and `serve` (HTTP beside offline, and
+# starts), which needs the packages of the extra `server`. `ranks` needs two GPUs or more; `embedding` a C++ compiler,
+# the shared library of python3 and room for two engines: on less than 120 GB, EMBEDDING_KV_BYTES below its 32 GiB each.
 # The machine's own python3 is used, with torch, triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist
 # and transformers. DIR (default build/gpu) gets a log of each part, tile tables, and the rows kernels.jsonl,
 # bench.jsonl and simulation.jsonl; --minutes limits the tuning (default 3). $SOURCE_COMMIT names the revision in the
 # rows where the tree came without its history.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all_parts=(build tests sanitize ranks tune kernels bench simulation serve)
+all_parts=(build tests sanitize ranks tune kernels bench embedding simulation serve)
 out=build/gpu minutes=3 parts=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --out) out=$2 && shift 2 ;;
     --minutes) minutes=$2 && shift 2 ;;
-    build | tests | sanitize | ranks | tune | kernels | bench | simulation | serve) parts+=("$1") && shift ;;
+    build | tests | sanitize | ranks | tune | kernels | bench | embedding | simulation | serve) parts+=("$1") && shift ;;
     *) echo "unknown argument '$1': one of --out, --minutes, ${all_parts[*]}" >&2 && exit 2 ;;
   esac
 done
-[ ${#parts[@]} -gt 0 ] || parts=(build tests ranks tune kernels bench simulation)
+[ ${#parts[@]} -gt 0 ] || parts=(build tests ranks tune kernels bench embedding simulation)
 mkdir -p "$out"
 out=$(realpath "$out")
 export TRITON_CACHE_DIR=$PWD/build/triton-cache PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
@@ -79,6 +80,15 @@ suite() { # suite MODEL SCENARIOS [FLAG...]: on random weights of the model's sh
   run "bench-$1${3:-}" 400 python3 -m runtime bench suite --model "docs/benchmarks/configs/$1" --load-format dummy \
     --scenarios "$2" --repeat "${REPEAT:-3}" --append "$out/bench.jsonl" \
     --step-log "$out/steps-$1${3:-}.jsonl" "${@:3}"
+}
+part_embedding() { # an engine in a C++ program beside Python's, both at once on one GPU
+  local folder=build/tests-embed package
+  package=$(python3 -m runtime --cmake-dir)
+  run embedding-configure 60 cmake -S tests/embed -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release -Druntime_DIR="$package"
+  run embedding-build 120 cmake --build "$folder" --target bench_engine
+  RUNTIME_PYTHON=$(command -v python3) run embedding 500 python3 tools/bench_embedding.py "$folder/bench_engine" \
+    --scenario mixed_256 --pairs "${REPEAT:-3}" --tag llama-3.1-8b --append "$out/bench.jsonl" device=cuda \
+    model=docs/benchmarks/configs/llama-3.1-8b load_format=dummy "kv_cache_memory_bytes=${EMBEDDING_KV_BYTES:-34359738368}"
 }
 part_simulation() { # the simulator, calibrated on two scenarios, predicts two others
   local model=llama-3.1-8b
