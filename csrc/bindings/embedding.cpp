@@ -287,8 +287,7 @@ void BindEmbedding(py::module_& m) {
            "Blocks, without the GIL, until there are items; False once the mailbox is closed.")
       .def("take", &Mailbox::Take,
            "The items: (kind, id, fields), kind 0 submit, 1 score, 2 abort, 3 more; fields are "
-           "keyword "
-           "arguments of SamplingParams and SubmitOptions, and prompt or continuation.")
+           "keyword arguments of SamplingParams and SubmitOptions, and prompt or continuation.")
       .def("wants_news", &Mailbox::WantsNews, "id"_a,
            "Whether what was pushed has been read. Otherwise news may be held back until an item "
            "asks for more; not those of a request that has ended.")
