@@ -3,11 +3,13 @@
 #
 #   tools/gpu.sh [--out DIR] [--minutes N] [PART...]
 #
-# Parts, in this order: build tests sanitize tune kernels bench simulation serve; default: all but `sanitize`, which takes
-# long and needs the CUDA toolkit's compute-sanitizer, and `serve` (HTTP beside offline, and starts), which needs the
-# packages of the extra `server`. Over all the GPUs that there are, two or more: ranks (tests), allreduce (limits by size),
-# tune_ranks (matrix kernels for shares of the weights), tp (the scenarios), starts (cold and warm, by phase), overlap
-# (sums beside the computation, three ways), faults (lost ranks, as a log for docs/rank_faults.md).
+# Parts, in this order: build tests sanitize tune kernels bench embedding simulation serve; default: all but `sanitize`,
+# which takes long and needs the CUDA toolkit's compute-sanitizer, and `serve` (HTTP beside offline, and starts), which
+# needs the packages of the extra `server`. `embedding` needs a C++ compiler, the shared library of python3 and room for
+# two engines: on less than 120 GB, EMBEDDING_KV_BYTES below its 32 GiB each. Over all the GPUs that there are, two or
+# more: ranks (tests), allreduce (limits by size), tune_ranks (matrix kernels for shares of the weights), tp (the
+# scenarios), starts (cold and warm, by phase), overlap (sums beside the computation, three ways), faults (lost ranks,
+# as a log for docs/rank_faults.md).
 # In ten minutes go `build ranks allreduce overlap faults`, or with REPEAT=1 and --minutes 2 `build allreduce tune_ranks tp`.
 # The machine's own python3 is used, with torch, triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist
 # and transformers. DIR (default build/gpu) gets a log of each part, tile tables, and the rows kernels.jsonl,
@@ -15,19 +17,19 @@
 # rows where the tree came without its history.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all_parts=(build tests sanitize tune kernels bench simulation serve)
+all_parts=(build tests sanitize tune kernels bench embedding simulation serve)
 rank_parts=(ranks allreduce tune_ranks tp starts overlap faults)
 out=build/gpu minutes=3 parts=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --out) out=$2 && shift 2 ;;
     --minutes) minutes=$2 && shift 2 ;;
-    build | tests | sanitize | tune | kernels | bench | simulation | serve) parts+=("$1") && shift ;;
+    build | tests | sanitize | tune | kernels | bench | embedding | simulation | serve) parts+=("$1") && shift ;;
     ranks | allreduce | tune_ranks | tp | starts | overlap | faults) parts+=("$1") && shift ;;
     *) echo "unknown argument '$1': one of --out, --minutes, ${all_parts[*]} ${rank_parts[*]}" >&2 && exit 2 ;;
   esac
 done
-[ ${#parts[@]} -gt 0 ] || parts=(build tests tune kernels bench simulation)
+[ ${#parts[@]} -gt 0 ] || parts=(build tests tune kernels bench embedding simulation)
 mkdir -p "$out"
 out=$(realpath "$out")
 export TRITON_CACHE_DIR=$PWD/build/triton-cache PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
@@ -115,6 +117,15 @@ suite() { # suite MODEL SCENARIOS [FLAG...]: on random weights of the model's sh
   run "$name" 400 python3 -m runtime bench suite --model "docs/benchmarks/configs/$1" --load-format dummy \
     --scenarios "$2" --repeat "${REPEAT:-3}" --append "$out/bench.jsonl" \
     --step-log "$out/steps-${name#bench-}.jsonl" "${@:3}"
+}
+part_embedding() { # an engine in a C++ program beside Python's, both at once on one GPU
+  local folder=build/tests-embed package
+  package=$(python3 -m runtime --cmake-dir)
+  run embedding-configure 60 cmake -S tests/embed -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release -Druntime_DIR="$package"
+  run embedding-build 120 cmake --build "$folder" --target bench_engine
+  RUNTIME_PYTHON=$(command -v python3) run embedding 500 python3 tools/bench_embedding.py "$folder/bench_engine" \
+    --scenario mixed_256 --pairs "${REPEAT:-3}" --tag llama-3.1-8b --append "$out/bench.jsonl" device=cuda \
+    model=docs/benchmarks/configs/llama-3.1-8b load_format=dummy "kv_cache_memory_bytes=${EMBEDDING_KV_BYTES:-34359738368}"
 }
 part_simulation() { # the simulator, calibrated on two scenarios, predicts two others
   local model=llama-3.1-8b

@@ -168,6 +168,8 @@ class Mailbox {
     return Items(taken.items);
   }
 
+  bool WantsNews(std::int64_t id) const { return bridge_.wants_news(bridge_.self, id) != 0; }
+
   void Push(std::int64_t id, std::int32_t index, const py::str& text,
             const std::vector<std::int32_t>& token_ids, const RawLogprobs& raw_logprobs,
             std::int32_t finish, const std::optional<std::string>& stop_string,
@@ -268,7 +270,7 @@ void Close(void* engine) noexcept {
   });
 }
 
-const BridgeEngine kBridge{sizeof(BridgeEngine), RUNTIME_VERSION, &Open, &Plan, &Stats, &Close};
+const BridgeEngine kBridge{kBridgeSize, RUNTIME_VERSION, &Open, &Plan, &Stats, &Close};
 
 }  // namespace
 
@@ -284,8 +286,11 @@ void BindEmbedding(py::module_& m) {
       .def("wait", &Mailbox::Wait, "timeout_s"_a, py::call_guard<py::gil_scoped_release>(),
            "Blocks, without the GIL, until there are items; False once the mailbox is closed.")
       .def("take", &Mailbox::Take,
-           "The items: (kind, id, fields), kind 0 submit, 1 score, 2 abort; fields are keyword "
-           "arguments of SamplingParams and SubmitOptions, and prompt or continuation.")
+           "The items: (kind, id, fields), kind 0 submit, 1 score, 2 abort, 3 more; fields are "
+           "keyword arguments of SamplingParams and SubmitOptions, and prompt or continuation.")
+      .def("wants_news", &Mailbox::WantsNews, "id"_a,
+           "Whether what was pushed has been read. Otherwise news may be held back until an item "
+           "asks for more; not those of a request that has ended.")
       .def("push", &Mailbox::Push, "id"_a, "index"_a, "text"_a, "token_ids"_a, "logprobs"_a,
            "finish"_a, "stop_string"_a, "stop_token_id"_a, "metrics"_a,
            "News of completion `index`. logprobs: (ids, values) of each token; finish: as in "

@@ -60,7 +60,7 @@ struct BridgeErrorSink {
   void (*set)(void* context, const BridgeError* error);
 };
 
-enum BridgeItemKind : std::int32_t { kBridgeSubmit, kBridgeScore, kBridgeAbort };
+enum BridgeItemKind : std::int32_t { kBridgeSubmit, kBridgeScore, kBridgeAbort, kBridgeMore };
 
 // From a caller to the engine.
 struct BridgeItem {
@@ -103,6 +103,8 @@ struct BridgeMailbox {
   int (*wait)(void* self, double timeout_s);
   // Calls `each` for every item.
   void (*take)(void* self, void* context, void (*each)(void* context, const BridgeItem* item));
+  // 0: what was pushed has not been read; an item kBridgeMore says when it has.
+  int (*wants_news)(void* self, std::int64_t id);
   void (*push)(void* self, std::int64_t id, const BridgeChunk* chunk);
   void (*end)(void* self, std::int64_t id);
   void (*fail)(void* self, std::int64_t id, const BridgeError* error);
@@ -118,7 +120,7 @@ struct BridgePlan {
 // runtime._core's side. All take the GIL. Functions that return int return 0, or 1 with the error
 // in the sink.
 struct BridgeEngine {
-  std::size_t size;     // of this struct
+  std::size_t size;     // kBridgeSize
   const char* version;  // of the package
   // Loads a model; takes the mailbox's reference in any case.
   int (*open)(const BridgeField* arguments, std::size_t num_arguments, BridgeMailbox mailbox,
@@ -131,6 +133,11 @@ struct BridgeEngine {
 };
 
 }  // extern "C"
+
+// Differs between builds whose tables do.
+inline constexpr std::size_t kBridgeSize =
+    sizeof(BridgeEngine) + sizeof(BridgeMailbox) + sizeof(BridgeItem) + sizeof(BridgeField) +
+    sizeof(BridgeChunk) + sizeof(BridgeMetrics) + sizeof(BridgePlan) + sizeof(BridgeError);
 
 // Name of the capsule, an attribute of the module runtime._core.
 inline constexpr char kBridgeAttribute[] = "_bridge";

@@ -24,13 +24,6 @@ Clock::time_point After(std::chrono::nanoseconds timeout) {
   return timeout > longest ? Clock::time_point::max() : now + timeout;
 }
 
-// The interpreter that serves; the GIL must be free for its threads.
-const embed::BridgeEngine& Host(const EngineConfig& config) {
-  const auto& bridge = embed::HostPython(config.python);
-  embed::RequireNoGil();
-  return bridge;
-}
-
 MemoryPlan ToMemoryPlan(const embed::BridgePlan& plan) {
   return {.weights = plan.weights,
           .kv_bytes_per_token = plan.kv_bytes_per_token,
@@ -50,7 +43,7 @@ MemoryPlan ToMemoryPlan(const embed::BridgePlan& plan) {
 class Engine::Impl {
  public:
   explicit Impl(const EngineConfig& config)
-      : bridge_(Host(config)), on_callback_error_(config.on_callback_error) {
+      : bridge_(embed::HostPython(config.python)), on_callback_error_(config.on_callback_error) {
     ErrorSlot error;
     const Fields fields(config);
     error.Check(bridge_.open(fields.data(), fields.size(), embed::BridgeTo(mailbox_), &engine_,
@@ -59,7 +52,7 @@ class Engine::Impl {
 
   ~Impl() {
     mailbox_->Close();
-    if (engine_ != nullptr) bridge_.close(engine_);
+    if (engine_ != nullptr && embed::PythonRuns()) bridge_.close(engine_);
   }
 
   embed::Mailbox& mailbox() { return *mailbox_; }
@@ -71,6 +64,7 @@ class Engine::Impl {
   }
 
   SchedulerStats Stats() {
+    if (!embed::PythonRuns()) throw RequestAborted("Python has ended, and the engine with it");
     SchedulerStats stats;
     ErrorSlot error;
     error.Check(bridge_.stats(engine_, &stats, error.sink()));
@@ -107,7 +101,8 @@ MemoryPlan Engine::Plan(const EngineConfig& config) {
   embed::BridgePlan plan{};
   ErrorSlot error;
   const Fields fields(config);
-  error.Check(Host(config).plan(fields.data(), fields.size(), &plan, error.sink()));
+  const embed::BridgeEngine& bridge = embed::HostPython(config.python);
+  error.Check(bridge.plan(fields.data(), fields.size(), &plan, error.sink()));
   return ToMemoryPlan(plan);
 }
 

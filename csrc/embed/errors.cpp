@@ -20,10 +20,15 @@ struct Maker {
 
 // by the codes of runtime.errors
 constexpr Maker kMakers[] = {
-    {"config_error", &Make<ConfigError>},        {"device_not_found", &Make<DeviceNotFound>},
-    {"model_not_found", &Make<ModelNotFound>},   {"model_format_error", &Make<ModelFormatError>},
-    {"capacity_exceeded", &Make<CapacityError>}, {"engine_dead", &Make<EngineDead>},
-    {"request_aborted", &Make<RequestAborted>},  {"deadline_exceeded", &Make<DeadlineExceeded>},
+    {"config_error", &Make<ConfigError>},
+    {"device_not_found", &Make<DeviceNotFound>},
+    {"model_not_found", &Make<ModelNotFound>},
+    {"model_format_error", &Make<ModelFormatError>},
+    {"capacity_exceeded", &Make<CapacityError>},
+    {"engine_dead", &Make<EngineDead>},
+    {"request_aborted", &Make<RequestAborted>},
+    {"deadline_exceeded", &Make<DeadlineExceeded>},
+    {"communicator_failed", &Make<CommunicatorError>},
 };
 
 }  // namespace

@@ -67,7 +67,7 @@ Fields::Fields(const EngineConfig& config) {
 }
 
 Fields::Fields(const Item& item) {
-  if (item.kind == Item::Kind::kAbort) return;
+  if (item.kind == Item::Kind::kAbort || item.kind == Item::Kind::kMore) return;
   Add("prompt", item.request.prompt);
   if (item.kind == Item::Kind::kScore) {
     Add("continuation", item.continuation);

@@ -115,6 +115,8 @@ std::string OutputOf(const std::vector<std::string>& words) {
   return text;
 }
 
+constexpr char kAskVersion[] = "import sys; print('%d.%d' % sys.version_info[:2])";
+
 // Prints candidates, one a line. The interpreter's own folders come before a bare name, which the
 // dynamic loader would look up: a library of another patch level does not find the environment.
 constexpr char kAskLibpython[] = R"(
@@ -125,6 +127,20 @@ folders = [get("LIBDIR") or "", os.path.join(sys.base_prefix, "lib"), os.path.jo
 found = [p for p in (os.path.join(f, n) for f in folders for n in names) if os.path.exists(p)]
 print("\n".join(dict.fromkeys(found + names)))
 )";
+
+// The lines that the interpreter prints, the empty ones left out; at least one.
+std::vector<std::string> Answer(const std::string& python, const char* program, const char* what) {
+  std::istringstream output(OutputOf({python, "-I", "-S", "-c", program}));
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(output, line);) {
+    if (!line.empty()) lines.push_back(line);
+  }
+  if (lines.empty()) {
+    throw PythonNotFound(python + " did not say " + what,
+                         "is it a Python of version 3.10 or newer?");
+  }
+  return lines;
+}
 
 }  // namespace
 
@@ -161,17 +177,12 @@ std::string FindPython(const std::string& chosen, const std::string& beside) {
   search.Fail();
 }
 
+std::string VersionOf(const std::string& python) {
+  return Answer(python, kAskVersion, "which version it is").front();
+}
+
 std::vector<std::string> LibpythonCandidates(const std::string& python) {
-  std::istringstream lines(OutputOf({python, "-I", "-S", "-c", kAskLibpython}));
-  std::vector<std::string> candidates;
-  for (std::string line; std::getline(lines, line);) {
-    if (!line.empty()) candidates.push_back(line);
-  }
-  if (candidates.empty()) {
-    throw PythonNotFound(python + " did not say where its shared library is",
-                         "is it a Python of version 3.10 or newer?");
-  }
-  return candidates;
+  return Answer(python, kAskLibpython, "where its shared library is");
 }
 
 }  // namespace runtime::embed

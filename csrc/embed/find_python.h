@@ -11,6 +11,9 @@ namespace runtime::embed {
 // was searched.
 std::string FindPython(const std::string& chosen, const std::string& beside = "");
 
+// "3.11" for the interpreter of that path. Throws PythonNotFound when it does not answer.
+std::string VersionOf(const std::string& python);
+
 // Where the shared library of that interpreter may be, best guess first; the interpreter is asked.
 // Throws PythonNotFound when it does not answer.
 std::vector<std::string> LibpythonCandidates(const std::string& python);

@@ -83,6 +83,7 @@ Poll Mailbox::TakeChunk(RequestId id, Stream& stream, Chunk& chunk) {
   if (!stream.unread.empty()) {
     chunk = std::move(stream.unread.front());
     stream.unread.pop_front();
+    AskForMore(id, stream);
     return Poll::kChunk;
   }
   streams_.erase(id);
@@ -156,6 +157,7 @@ std::optional<Mailbox::News> Mailbox::WaitForNews() {
     news.chunks.assign(std::move_iterator(stream->unread.begin()),
                        std::move_iterator(stream->unread.end()));
     stream->unread.clear();
+    AskForMore(id, *stream);
     if (stream->ended) streams_.erase(found);
     return news;
   }
@@ -174,6 +176,14 @@ std::vector<Item> Mailbox::TakeItems() {
   std::vector<Item> items(std::move_iterator(items_.begin()), std::move_iterator(items_.end()));
   items_.clear();
   return items;
+}
+
+bool Mailbox::WantsNews(RequestId id) {
+  const std::lock_guard lock(mutex_);
+  const auto found = streams_.find(id);
+  if (found == streams_.end() || found->second->ended) return false;
+  found->second->holds_back = !found->second->unread.empty();
+  return !found->second->holds_back;
 }
 
 void Mailbox::Push(RequestId id, Chunk chunk) {
@@ -216,6 +226,13 @@ void Mailbox::Announce(RequestId id, Stream& stream) {
     news_.push_back(id);
     news_arrived_.notify_one();
   }
+}
+
+void Mailbox::AskForMore(RequestId id, Stream& stream) {
+  if (closed_ || stream.ended || !stream.holds_back || !stream.unread.empty()) return;
+  stream.holds_back = false;
+  items_.push_back({Item::Kind::kMore, id});
+  items_arrived_.notify_one();
 }
 
 void Mailbox::EndStream(RequestId id, Stream& stream, std::exception_ptr error) {

@@ -18,9 +18,9 @@ namespace runtime::embed {
 using Clock = std::chrono::steady_clock;
 using Deadline = std::optional<Clock::time_point>;  // none: wait for ever
 
-// What a caller asks of the engine.
+// What a caller asks of the engine. kMore: the news of a request that were held back.
 struct Item {
-  enum class Kind { kSubmit, kScore, kAbort };
+  enum class Kind { kSubmit, kScore, kAbort, kMore };
   Kind kind;
   RequestId id;
   Request request = {};
@@ -30,7 +30,8 @@ struct Item {
 // Requests on their way to an engine, and chunks on their way back. Thread-safe; knows no Python.
 //
 // A stream lives from Submit until its end has been read, or Release. Chunks that nobody has read
-// yet are joined, so a stream holds at most one for each completion.
+// yet are joined, so a stream holds at most one for each completion; and the engine need not make
+// any while its reader has not come for the last one.
 class Mailbox {
  public:
   // ---- callers
@@ -59,6 +60,9 @@ class Mailbox {
   // Waits until there are items, at most that long; false once the mailbox is closed.
   bool WaitForItems(std::chrono::duration<double> timeout);
   std::vector<Item> TakeItems();
+  // Whether the reader of a stream has all that was pushed. Otherwise news may be held back: an
+  // item kMore asks for them once it has. The end and what comes with it are pushed in any case.
+  bool WantsNews(RequestId id);
   // No effect on a stream that has been released.
   void Push(RequestId id, Chunk chunk);
   void End(RequestId id, std::exception_ptr error = nullptr);
@@ -73,6 +77,7 @@ class Mailbox {
     std::exception_ptr error;
     std::shared_ptr<const Callbacks> callbacks;  // null: somebody calls Next
     bool has_news = false;                       // it is in news_
+    bool holds_back = false;                     // the engine has more
     std::condition_variable arrived;
   };
   using StreamPtr = std::shared_ptr<Stream>;
@@ -81,6 +86,7 @@ class Mailbox {
   StreamPtr FindReadable(RequestId id) const;
   Poll TakeChunk(RequestId id, Stream& stream, Chunk& chunk);
   void Announce(RequestId id, Stream& stream);
+  void AskForMore(RequestId id, Stream& stream);
   void EndStream(RequestId id, Stream& stream, std::exception_ptr error);
 
   std::mutex mutex_;

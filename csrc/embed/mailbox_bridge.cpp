@@ -49,9 +49,11 @@ BridgeItemKind ToKind(Item::Kind kind) {
     case Item::Kind::kScore:
       return kBridgeScore;
     case Item::Kind::kAbort:
+      return kBridgeAbort;
+    case Item::Kind::kMore:
       break;
   }
-  return kBridgeAbort;
+  return kBridgeMore;
 }
 
 // Out of memory ends the process in these: there is nobody to tell.
@@ -70,6 +72,8 @@ void Take(void* self, void* context, void (*each)(void*, const BridgeItem*)) noe
   }
 }
 
+int WantsNews(void* self, std::int64_t id) noexcept { return Self(self).WantsNews(id); }
+
 void Push(void* self, std::int64_t id, const BridgeChunk* chunk) noexcept {
   Self(self).Push(id, ToChunk(*chunk));
 }
@@ -86,7 +90,7 @@ void Close(void* self) noexcept { Self(self).Close(); }
 
 BridgeMailbox BridgeTo(std::shared_ptr<Mailbox> mailbox) {
   auto* self = new std::shared_ptr<Mailbox>(std::move(mailbox));
-  return {self, &Release, &Wait, &Take, &Push, &End, &Fail, &Close};
+  return {self, &Release, &Wait, &Take, &WantsNews, &Push, &End, &Fail, &Close};
 }
 
 }  // namespace runtime::embed

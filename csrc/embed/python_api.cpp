@@ -1,7 +1,9 @@
 #include "embed/python_api.h"
 
 #include <dlfcn.h>
+#include <link.h>
 
+#include <cstring>
 #include <string>
 
 #include "runtime/error.h"
@@ -22,11 +24,27 @@ void Require(void* library, const char* name, Function& function) {
   }
 }
 
+// For dl_iterate_phdr: writes the name of a loaded libpython, and ends the search.
+int IsLibpython(dl_phdr_info* info, std::size_t, void* found) {
+  if (std::strstr(info->dlpi_name, "/libpython3") == nullptr) return 0;
+  *static_cast<std::string*>(found) = info->dlpi_name;
+  return 1;
+}
+
 }  // namespace
+
+std::optional<void*> FindLoadedPython() {
+  if (dlsym(RTLD_DEFAULT, "Py_IsInitialized") != nullptr) return RTLD_DEFAULT;
+  std::string name;
+  if (dl_iterate_phdr(&IsLibpython, &name) == 0) return std::nullopt;
+  void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL);
+  return library == nullptr ? std::nullopt : std::optional(library);
+}
 
 PythonApi LoadPythonApi(void* library) {
   PythonApi api{};
   Require(library, "Py_IsInitialized", api.IsInitialized);
+  Require(library, "Py_GetVersion", api.GetVersion);
   Require(library, "Py_InitializeEx", api.InitializeEx);
   Require(library, "Py_DecodeLocale", api.DecodeLocale);
   Find(library, "Py_SetProgramName", api.SetProgramName);

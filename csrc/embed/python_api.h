@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 namespace runtime::embed {
 
@@ -9,6 +10,7 @@ namespace runtime::embed {
 // stands for PyObject*, PyInitConfig* and PyThreadState*.
 struct PythonApi {
   int (*IsInitialized)();
+  const char* (*GetVersion)();  // "3.11.7 (main, ..."; may be called at any time
   void (*InitializeEx)(int install_signal_handlers);
   wchar_t* (*DecodeLocale)(const char*, std::size_t*);
   void (*SetProgramName)(const wchar_t*);  // null from 3.15 on
@@ -35,6 +37,10 @@ struct PythonApi {
   void (*ErrClear)();
   void (*DecRef)(void*);
 };
+
+// The Python that this process has loaded, linked by the program or opened by one of its plugins
+// for itself; as LoadPythonApi takes it. Its symbols are global from then on.
+std::optional<void*> FindLoadedPython();
 
 // `library` as dlopen gave it, or RTLD_DEFAULT. Throws PythonNotFound when it is no Python.
 PythonApi LoadPythonApi(void* library);

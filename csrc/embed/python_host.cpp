@@ -7,6 +7,8 @@
 #include <cwchar>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
 
 #include "embed/find_python.h"
 #include "embed/python_api.h"
@@ -112,14 +114,28 @@ void Start(const std::string& python) {
   g_python.SaveThread();  // gives the GIL up; from now on it is taken call by call
 }
 
+// The program links a Python that it has not started: only an environment of that version can run.
+void RequireLoadedVersion(const std::string& python) {
+  const std::string loaded = g_python.GetVersion(), wanted = VersionOf(python);
+  if (loaded.starts_with(wanted + ".")) return;
+  throw PythonNotFound(
+      python + " is Python " + wanted + ", and this process has loaded the library of Python " +
+          loaded.substr(0, loaded.find(' ')),
+      "choose an interpreter of that version with EngineConfig::python or $RUNTIME_PYTHON");
+}
+
 std::string EnsureInterpreter(const std::string& chosen) {
-  const bool is_loaded = dlsym(RTLD_DEFAULT, "Py_IsInitialized") != nullptr;
-  if (is_loaded) {
-    g_python = LoadPythonApi(RTLD_DEFAULT);
+  const std::optional<void*> loaded = FindLoadedPython();
+  if (loaded) {
+    g_python = LoadPythonApi(*loaded);
     if (g_python.IsInitialized()) return "the Python of this process";
   }
   const std::string python = FindPython(chosen);
-  if (!is_loaded) g_python = LoadPythonApi(OpenLibpython(python));
+  if (loaded) {
+    RequireLoadedVersion(python);
+  } else {
+    g_python = LoadPythonApi(OpenLibpython(python));
+  }
   Start(python);
   return python;
 }
@@ -144,24 +160,42 @@ const BridgeEngine* TakeBridge(const std::string& python) {
       capsule == nullptr ? nullptr : g_python.CapsuleGetPointer(capsule.get(), kBridgeName);
   const auto* bridge = static_cast<const BridgeEngine*>(pointer);
   g_python.ErrClear();
-  if (bridge == nullptr || bridge->size != sizeof(BridgeEngine)) {
+  if (bridge == nullptr || bridge->size != kBridgeSize) {
     throw PythonNotFound("runtime._core of " + python + " and libruntime are of different builds",
                          "install both from one wheel");
   }
   return bridge;
 }
 
+// Whether this thread has the GIL of an interpreter that runs; the program may have started one
+// that no engine has used yet.
+bool HoldsGil() {
+  if (g_bridge != nullptr) return g_python.IsInitialized() != 0 && g_python.GilCheck() != 0;
+  const std::optional<void*> loaded = FindLoadedPython();
+  if (!loaded) return false;
+  const PythonApi python = LoadPythonApi(*loaded);
+  return python.IsInitialized() != 0 && python.GilCheck() != 0;
+}
+
 }  // namespace
 
 const BridgeEngine& HostPython(const std::string& chosen_python) {
-  if (const BridgeEngine* bridge = g_bridge) return *bridge;
-  const std::lock_guard lock(g_starting);
-  if (g_bridge == nullptr) g_bridge = TakeBridge(EnsureInterpreter(chosen_python));
+  RequireNoGil();  // before the lock, whose holder may be waiting for the GIL
+  if (g_bridge == nullptr) {
+    const std::lock_guard lock(g_starting);
+    if (g_bridge == nullptr) g_bridge = TakeBridge(EnsureInterpreter(chosen_python));
+  }
+  if (!PythonRuns()) {
+    throw PythonNotFound("the program has finalized the Python of this process",
+                         "let it run for as long as there are engines");
+  }
   return *g_bridge;
 }
 
+bool PythonRuns() { return g_bridge != nullptr && g_python.IsInitialized() != 0; }
+
 void RequireNoGil() {
-  if (g_bridge != nullptr && g_python.GilCheck() != 0) {
+  if (HoldsGil()) {
     throw InvalidArgument("this thread holds the GIL, without which the engine cannot go on",
                           "release it around calls that wait");
   }

@@ -236,11 +236,15 @@ class Mailbox:
         """
     def take(self) -> list[tuple[int, int, dict[str, typing.Any]]]:
         """
-        The items: (kind, id, fields), kind 0 submit, 1 score, 2 abort; fields are keyword arguments of SamplingParams and SubmitOptions, and prompt or continuation.
+        The items: (kind, id, fields), kind 0 submit, 1 score, 2 abort, 3 more; fields are keyword arguments of SamplingParams and SubmitOptions, and prompt or continuation.
         """
     def wait(self, timeout_s: typing.SupportsFloat | typing.SupportsIndex) -> bool:
         """
         Blocks, without the GIL, until there are items; False once the mailbox is closed.
+        """
+    def wants_news(self, id: typing.SupportsInt | typing.SupportsIndex) -> bool:
+        """
+        Whether what was pushed has been read. Otherwise news may be held back until an item asks for more; not those of a request that has ended.
         """
 
 class BlockAllocator:

@@ -24,7 +24,7 @@ from runtime.sampling_params import SCORE_PARAMS, SamplingParams
 logger = get_logger(__name__)
 
 _WAIT_S = 60.0  # for items; closing the mailbox ends it
-_SUBMIT, _SCORE, _ABORT = range(3)  # kinds of items, as in csrc/embed/bridge.h
+_SUBMIT, _SCORE, _ABORT, _MORE = range(4)  # kinds of items, as in csrc/embed/bridge.h
 _OPTIONS = ("priority", "tenant", "deadline_s", "cache_salt")
 
 
@@ -50,9 +50,9 @@ class EmbeddedEngine:
         self._mailbox = mailbox
         self._engine = Engine(config)
         self._running: dict[int, RequestHandle] = {}
-        # also at the end of an interpreter that the program runs itself
-        self._finalizer = weakref.finalize(self, _close, mailbox, self._engine)
         self._thread = threading.Thread(target=self._serve, name="runtime-intake", daemon=True)
+        # also at the end of an interpreter that the program runs itself, which no thread may outlive
+        self._finalizer = weakref.finalize(self, _close, mailbox, self._engine, self._thread)
         self._thread.start()
 
     @property
@@ -62,7 +62,6 @@ class EmbeddedEngine:
     def close(self) -> None:
         """Ends what still runs, and the threads. Idempotent."""
         self._finalizer()
-        self._thread.join()
 
     def _serve(self) -> None:
         while self._mailbox.wait(_WAIT_S):
@@ -73,9 +72,9 @@ class EmbeddedEngine:
                     self._mailbox.fail(request_id, error)
 
     def _do(self, kind: int, request_id: int, fields: dict[str, Any]) -> None:
-        if kind == _ABORT:
+        if kind in (_ABORT, _MORE):
             if (running := self._running.get(request_id)) is not None:
-                running.abort()
+                running.abort() if kind == _ABORT else running.notify()
             return
         prompt = fields.pop("prompt")
         listener = _Outlet(self._mailbox, request_id, self._running).listen
@@ -95,7 +94,7 @@ class EmbeddedEngine:
 
 
 class _Outlet:
-    """Writes the news of one request into the mailbox.
+    """Writes the news of one request into the mailbox, when its reader has what was written before.
 
     Args:
         running: the requests that can be aborted; this one is taken out when it has ended.
@@ -106,9 +105,11 @@ class _Outlet:
         self._request_id = request_id
         self._running = running
         self._readers: list[CompletionReader] = []
-        self._lock = threading.Lock()  # nearly always the engine thread's; an abort or the watchdog may come between
+        self._lock = threading.Lock()  # nearly always the engine thread's; a reader, an abort or the watchdog may come
 
     def listen(self, handle: RequestHandle) -> None:
+        if not self._mailbox.wants_news(self._request_id) and not handle.done:
+            return
         try:
             with self._lock:
                 self._write_news(handle)
@@ -186,6 +187,7 @@ def _metrics(handle: RequestHandle) -> _core.MailboxMetrics:
     )
 
 
-def _close(mailbox: _core.Mailbox, engine: Engine) -> None:
+def _close(mailbox: _core.Mailbox, engine: Engine, intake: threading.Thread) -> None:
     mailbox.close()
     engine.close()
+    intake.join()

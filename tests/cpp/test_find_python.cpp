@@ -92,7 +92,12 @@ TEST_F(FindPythonTest, AnInterpreterNamesItsLibraries) {
             (std::vector<std::string>{"/a/libpython3.so", "libpython3.so"}));
 }
 
+TEST_F(FindPythonTest, AnInterpreterNamesItsVersion) {
+  EXPECT_EQ(VersionOf(Program("python3", "3.11")), "3.11");
+}
+
 TEST_F(FindPythonTest, AProgramThatDoesNotAnswerIsNoPython) {
+  EXPECT_THROW(VersionOf("/no/such/program"), PythonNotFound);
   EXPECT_THROW(LibpythonCandidates(Program("python3")), PythonNotFound);
   EXPECT_THROW(LibpythonCandidates("/no/such/program"), PythonNotFound);
 }

@@ -124,6 +124,40 @@ TEST_F(MailboxTest, UnreadChunksAreJoinedByCompletion) {
   EXPECT_EQ(mailbox_->TryNext(id, chunk_), Poll::kNothingYet);
 }
 
+TEST_F(MailboxTest, NewsMayBeHeldBackUntilTheReaderComes) {
+  const RequestId id = Submit();
+  mailbox_->TakeItems();
+  EXPECT_TRUE(mailbox_->WantsNews(id));
+  mailbox_->Push(id, Text("a"));
+  EXPECT_EQ(mailbox_->TryNext(id, chunk_), Poll::kChunk);
+  EXPECT_TRUE(mailbox_->TakeItems().empty());  // nothing was held back
+  mailbox_->Push(id, Text("b"));
+  EXPECT_FALSE(mailbox_->WantsNews(id));
+  EXPECT_EQ(mailbox_->TryNext(id, chunk_), Poll::kChunk);
+  const std::vector<Item> items = mailbox_->TakeItems();
+  ASSERT_EQ(items.size(), 1u);
+  EXPECT_EQ(items[0].kind, Item::Kind::kMore);
+  EXPECT_EQ(items[0].id, id);
+  EXPECT_TRUE(mailbox_->WantsNews(id));
+  mailbox_->Push(id, Text("c"));
+  EXPECT_FALSE(mailbox_->WantsNews(id));
+  mailbox_->Push(id, Last("d"));
+  mailbox_->End(id);
+  EXPECT_FALSE(mailbox_->WantsNews(id));
+  EXPECT_EQ(Read(*mailbox_, id), "cd");
+  EXPECT_TRUE(mailbox_->TakeItems().empty());  // it has ended
+  EXPECT_FALSE(mailbox_->WantsNews(id));
+}
+
+TEST_F(MailboxTest, WhatIsHeldBackFromCallbacksIsAskedForToo) {
+  const RequestId id = Submit("hello", {[](RequestId, const Chunk&) {}, {}});
+  mailbox_->TakeItems();
+  mailbox_->Push(id, Text("a"));
+  EXPECT_FALSE(mailbox_->WantsNews(id));
+  EXPECT_EQ(mailbox_->WaitForNews()->chunks.at(0).text, "a");
+  EXPECT_EQ(mailbox_->TakeItems().at(0).kind, Item::Kind::kMore);
+}
+
 TEST_F(MailboxTest, AnErrorComesAfterWhatWasThereBefore) {
   const RequestId id = Submit();
   mailbox_->Push(id, Text("a"));

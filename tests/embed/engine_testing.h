@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <stdexcept>
 #include <string>
+#include <typeinfo>
 #include <utility>
 
 #include "runtime/engine.h"
@@ -59,6 +61,22 @@ inline Engine& SharedEngine() {
 
 inline Request Endless(std::string prompt = "12+35=") {
   return {.prompt = std::move(prompt), .ignore_eos = true, .max_tokens = std::nullopt};
+}
+
+// The error of that very class that `call` throws.
+template <typename E>
+E Thrown(auto call) {
+  try {
+    call();
+  } catch (const E& e) {
+    EXPECT_EQ(typeid(e).name(), typeid(E).name());
+    return e;
+  }
+  throw std::logic_error("nothing was thrown");
+}
+
+inline bool Has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
 }
 
 }  // namespace runtime

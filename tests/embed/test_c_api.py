@@ -2,13 +2,18 @@
 
 import ctypes
 import ctypes as c
+import os
 import re
+import signal
+import sys
 from pathlib import Path
 
 import pytest
+from ranks import rank_pids, wait_until
 
 import runtime
 from runtime import LLM, SamplingParams
+from runtime.basemodel import registry
 
 HEADER = Path(__file__).resolve().parents[2] / "csrc" / "include" / "runtime" / "runtime_c.h"
 ENDED, CHUNK, NOTHING_YET, FAILED = 0, 1, 2, -1
@@ -284,3 +289,57 @@ def test_drain(lib):
     with pytest.raises(Failure, match="drained"):
         lib("submit", made, lib.request("12+35="), None)
     lib.lib.runtime_engine_destroy(made)
+
+
+class TestRanks:
+    """Tensor parallelism: what the C++ suite EngineRanksTest sees of it, in the words of C."""
+
+    @pytest.fixture(autouse=True)
+    def no_process_is_left(self):
+        yield
+        assert wait_until(lambda: not rank_pids(), 5.0)
+
+    @pytest.fixture
+    def config_of(self, failing_models, monkeypatch):
+        """Configures two ranks of a model whose rank 1 fails."""
+        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+        monkeypatch.syspath_prepend(failing_models["PYTHONPATH"])
+        monkeypatch.delitem(sys.modules, "failing_families", raising=False)
+        __import__("failing_families")
+
+        def make(name):
+            made = config(device="cpu", num_kv_blocks=256, tensor_parallel_size=2)
+            made.model = failing_models[f"TEST_{name.upper()}_MODEL"].encode()
+            return made
+
+        return make
+
+    def test_answers_and_a_killed_rank(self, lib):
+        with LLM(device="cpu", num_kv_blocks=256, tensor_parallel_size=2) as llm:
+            expected = llm.generate("reverse(abcd)=", SamplingParams(temperature=0))[0].outputs[0].text
+        made = lib("engine_create", config(device="cpu", num_kv_blocks=256, tensor_parallel_size=2))
+        request_id = lib("submit", made, lib.request("reverse(abcd)=", temperature=0.0), None)
+        assert lib.read(made, request_id)[0] == expected
+        (pid,) = rank_pids()
+        request_id = lib("submit", made, lib.request("12+35=", ignore_eos=True, max_tokens=-1), None)
+        assert lib("next", made, request_id, -1.0, c.byref(c.POINTER(Chunk)())) == CHUNK
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(Failure, match=rf"rank 1 \(process {pid}\) was killed by SIGKILL (in|after) step") as dead:
+            lib.read(made, request_id)
+        assert dead.value.fields["code"] == "engine_dead"
+        lib.lib.runtime_engine_destroy(made)
+
+    def test_the_exception_of_a_rank_is_what_ends_a_request(self, lib, config_of):
+        made, ends = lib("engine_create", config_of("raising")), []
+        on_end = ON_END(lambda _, request_id, error: ends.append((error.contents.code, error.contents.message)))
+        request = lib.request("12+35=", ignore_eos=True, max_tokens=-1)
+        lib("submit", made, request, c.byref(Callbacks(None, ON_CHUNK(), on_end)))
+        assert wait_until(lambda: ends, 20.0)
+        assert ends[0][0] == b"engine_dead"
+        assert b"rank 1 failed in step 5: ValueError: experts are out of luck" in ends[0][1]
+        lib.lib.runtime_engine_destroy(made)
+
+    def test_what_a_rank_refuses_at_the_start(self, lib, config_of):
+        with pytest.raises(Failure, match="rank 1: config.json: rank 1 does not like it") as refused:
+            lib("engine_create", config_of("unloadable"))
+        assert (refused.value.fields["code"], refused.value.fields["hint"]) == ("model_format_error", "ask rank 0")

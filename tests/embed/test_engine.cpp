@@ -2,13 +2,11 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
-#include <cstdlib>
-#include <fstream>
 #include <future>
-#include <sstream>
 #include <thread>
 
 #include "engine_testing.h"
+#include "expected_outputs.h"
 
 namespace runtime {
 namespace {
@@ -16,59 +14,18 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-std::vector<std::string> Split(const std::string& line, char separator) {
-  std::vector<std::string> parts;
-  std::istringstream stream(line);
-  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
-  return parts;
-}
-
-// What Python said to the same prompts: test_embedding.py writes a file, one request a line.
-class Expected {
- public:
-  Expected() {
-    const char* path = std::getenv("EXPECTED_OUTPUTS");
-    std::ifstream file(path == nullptr ? "" : path);
-    for (std::string line; std::getline(file, line);) lines_.push_back(Split(line, '\t'));
-  }
-  std::vector<std::vector<std::string>> Lines(const std::string& kind) const {
-    std::vector<std::vector<std::string>> found;
-    for (const auto& line : lines_) {
-      if (line.front() == kind) found.push_back(line);
-    }
-    return found;
-  }
-
- private:
-  std::vector<std::vector<std::string>> lines_;
-};
-
 TEST(EngineTest, TokensAndTextEqualPythons) {
-  const auto lines = Expected().Lines("generate");  // seed, temperature, prompt, ids, text
+  const auto lines = ExpectedLines("generate");
   if (lines.empty()) GTEST_SKIP() << "test_embedding.py makes $EXPECTED_OUTPUTS";
-  Engine& engine = SharedEngine();
-  std::vector<RequestId> ids;
-  for (const auto& line : lines) {
-    ids.push_back(engine.Submit({.prompt = line[3],
-                                 .temperature = std::stod(line[2]),
-                                 .seed = std::stoll(line[1]),
-                                 .max_tokens = 24}));
-  }
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    const Output output = Read(engine, ids[i]);
-    std::string token_ids;
-    for (const TokenId id : output.token_ids) token_ids += std::to_string(id) + " ";
-    EXPECT_EQ(token_ids, lines[i][4]) << lines[i][3];
-    EXPECT_EQ(output.text, lines[i].size() > 5 ? lines[i][5] : "") << lines[i][3];
-  }
+  ExpectPythonsTokens(SharedEngine(), lines);
 }
 
 TEST(EngineTest, ScoresEqualPythons) {
-  const auto lines = Expected().Lines("score");  // prompt, continuation, logprobs
+  const auto lines = ExpectedLines("score");  // prompt, continuation, logprobs
   if (lines.empty()) GTEST_SKIP() << "test_embedding.py makes $EXPECTED_OUTPUTS";
-  for (const auto& line : lines) {
+  for (const Words& line : lines) {
     const std::vector<double> scores = SharedEngine().Score(line[1], line[2]);
-    const auto expected = Split(line[3], ' ');
+    const Words expected = Split(line[3], ' ');
     ASSERT_EQ(scores.size(), expected.size());
     for (std::size_t i = 0; i < scores.size(); ++i) {
       EXPECT_NEAR(scores[i], std::stod(expected[i]), 1e-4);
@@ -103,6 +60,24 @@ TEST(EngineTest, StreamsTokenByToken) {
   }
   EXPECT_GT(num_chunks, 3);
   EXPECT_GT(num_tokens, 100u);
+}
+
+TEST(EngineTest, WhatCameSinceTheLastReadComesAsOne) {
+  Engine& engine = SharedEngine();
+  const std::int64_t before = engine.Stats().num_output_tokens;
+  const RequestId id = engine.Submit(Endless());
+  while (engine.Stats().num_output_tokens < before + 50)
+    std::this_thread::sleep_for(milliseconds(1));
+  std::size_t num_tokens = engine.Next(id)->token_ids.size();
+  num_tokens += engine.Next(id)->token_ids.size();
+  EXPECT_GE(num_tokens, 50u);
+  engine.Abort(id);
+  std::int64_t counted = 0;
+  while (const auto chunk = engine.Next(id)) {
+    num_tokens += chunk->token_ids.size();
+    if (chunk->metrics) counted = chunk->metrics->num_output_tokens;
+  }
+  EXPECT_EQ(static_cast<std::int64_t>(num_tokens), counted);
 }
 
 TEST(EngineTest, TokenIdsAreAPromptToo) {

@@ -1,5 +1,9 @@
 // Every error that a C++ program can meet, as the exception that the headers promise.
+#include <unistd.h>
+
 #include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <future>
 #include <limits>
 #include <thread>
@@ -9,17 +13,7 @@
 namespace runtime {
 namespace {
 
-// The error of that very class that `call` throws.
-template <typename E>
-E Thrown(auto call) {
-  try {
-    call();
-  } catch (const E& e) {
-    EXPECT_EQ(typeid(e).name(), typeid(E).name());
-    return e;
-  }
-  throw std::logic_error("nothing was thrown");
-}
+namespace fs = std::filesystem;
 
 InvalidRequest Refused(Request request) {
   return Thrown<InvalidRequest>([&] { SharedEngine().Submit(std::move(request)); });
@@ -30,10 +24,6 @@ template <typename E>
 E Failed(Engine& engine, Request request) {
   const RequestId id = engine.Submit(std::move(request));
   return Thrown<E>([&] { Read(engine, id); });
-}
-
-bool Has(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 TEST(EngineErrorsTest, NumbersAreRefusedAtSubmitWithTheNearestThatWorks) {
@@ -104,20 +94,39 @@ TEST(EngineErrorsTest, ArgumentsAreCheckedByName) {
   EXPECT_TRUE(Has(e.what(), "float32")) << e.what();
 }
 
+TEST(EngineErrorsTest, WhatThisMachineLacks) {
+  const auto e =
+      Thrown<CapacityError>([] { Engine engine(Config({{"num_kv_blocks", 2147483646}})); });
+  EXPECT_EQ(e.code(), "capacity_exceeded");
+  EXPECT_TRUE(Has(e.what(), " GiB are needed")) << e.what();
+  if (fs::exists("/dev/nvidiactl")) return;
+  const auto cuda = Thrown<DeviceNotFound>([] { Engine engine(Config({{"device", "cuda"}})); });
+  EXPECT_EQ(cuda.code(), "device_not_found");
+  EXPECT_TRUE(Has(cuda.what(), "device='cuda'")) << cuda.what();
+}
+
+// A folder for a model; it has a config.json when `config` is not empty.
+std::string ModelFolder(const std::string& name, const std::string& config) {
+  const fs::path folder = fs::path(testing::TempDir()) / (name + std::to_string(getpid()));
+  fs::create_directories(folder);
+  if (!config.empty()) std::ofstream(folder / "config.json") << config;
+  return folder;
+}
+
 TEST(EngineErrorsTest, ModelsThatAreNotThereOrWrong) {
   EngineConfig config = Config();
   config.model = "/no/such/model";
-  EXPECT_EQ(Thrown<ModelNotFound>([&] { Engine engine(config); }).code(), "model_not_found");
-  config.model = testing::TempDir();  // no config.json in it
-  const std::string code = [&] {
-    try {
-      Engine engine(config);
-    } catch (const Error& e) {
-      return e.code();
-    }
-    return std::string();
-  }();
-  EXPECT_TRUE(code == "model_format_error" || code == "model_not_found") << code;
+  const auto absent = Thrown<ModelNotFound>([&] { Engine engine(config); });
+  EXPECT_EQ(absent.code(), "model_not_found");
+  EXPECT_TRUE(Has(absent.what(), "/no/such/model")) << absent.what();
+  config.model = ModelFolder("empty", "");
+  const auto empty = Thrown<ModelFormatError>([&] { Engine engine(config); });
+  EXPECT_EQ(empty.code(), "model_format_error");
+  EXPECT_EQ(empty.what(), config.model + " has no config.json");
+  config.model = ModelFolder("unknown", R"({"model_type": "lama"})");
+  const auto unknown = Thrown<ModelFormatError>([&] { Engine::Plan(config); });
+  EXPECT_TRUE(Has(unknown.what(), "model_type 'lama' is unknown; known: ")) << unknown.what();
+  EXPECT_EQ(unknown.hint(), "nearest: llama");
   Engine engine(Config());  // a failed start leaves no trace
   EXPECT_EQ(Ask(engine, {.prompt = "12+35=", .temperature = 0}).text, "47");
 }
@@ -172,6 +181,21 @@ TEST(EngineErrorsTest, ACallbackThatThrowsIsReported) {
   EXPECT_EQ(report.get_future().get(), "disk full");
   while (engine.Stats().num_running > 0) std::this_thread::yield();  // it was aborted
   EXPECT_EQ(Ask(engine, {.prompt = "12+35=", .temperature = 0}).text, "47");
+}
+
+TEST(EngineErrorsTest, WithoutAReporterItIsALineOnStandardError) {
+  Engine& engine = SharedEngine();
+  testing::internal::CaptureStderr();
+  const RequestId id = engine.Submit(
+      Endless(), {[](RequestId, const Chunk&) { throw std::runtime_error("disk full"); }, {}});
+  while (engine.Stats().num_running > 0) std::this_thread::yield();
+  std::promise<void> ended;  // callbacks come one after another
+  engine.Submit({.prompt = "12+35="}, {{}, [&](RequestId, auto) { ended.set_value(); }});
+  ended.get_future().wait();
+  const std::string line = "runtime: a callback of request " + std::to_string(id) +
+                           " threw, so it is aborted: disk full\n";
+  const std::string printed = testing::internal::GetCapturedStderr();
+  EXPECT_TRUE(Has(printed, line)) << printed;
 }
 
 }  // namespace

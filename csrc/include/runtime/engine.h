@@ -136,12 +136,14 @@ enum class Poll { kChunk, kNothingYet, kEnded };
 // Next, TryNext, Abort, Release and Drain take no lock of Python's. Calls on an engine that was
 // moved from throw InvalidArgument.
 //
-// A program that runs Python itself must not hold the GIL while it waits here: Next, Score and
-// Drain throw InvalidArgument instead of waiting for ever.
+// A program that runs Python itself must not hold the GIL while it waits here: the constructor,
+// Plan, Next, Score and Drain throw InvalidArgument instead of waiting for ever. When it finalizes
+// Python, its engines end as if destroyed, and no later one starts.
 class RUNTIME_API Engine {
  public:
   // Loads the model, which takes seconds to minutes. Throws PythonNotFound, ConfigError,
-  // ModelNotFound, ModelFormatError, CapacityError, PythonError.
+  // ModelNotFound, ModelFormatError, CapacityError, PythonError, and EngineDead when the process of
+  // another rank is lost meanwhile.
   explicit Engine(const EngineConfig& config = {});
   // Requests that still run end with RequestAborted. Not from a callback.
   ~Engine();

@@ -20,9 +20,9 @@ extern "C" {
 typedef struct runtime_engine runtime_engine;
 
 /* `code` is stable: config_error, device_not_found, model_not_found, model_format_error,
- * invalid_request, capacity_exceeded, engine_dead, request_aborted, deadline_exceeded,
- * python_not_found, python_error, invalid_argument. The last four are of invalid_request, else
- * empty. None is null. */
+ * invalid_request, capacity_exceeded, engine_dead, communicator_failed, request_aborted,
+ * deadline_exceeded, python_not_found, python_error, invalid_argument. The last four fields are of
+ * invalid_request, else empty. None is null. */
 typedef struct runtime_error {
   const char* code;
   const char* message;
