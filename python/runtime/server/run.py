@@ -28,6 +28,7 @@ logger = get_logger(__name__)
 EXIT_FORCED = 130
 _ANSWER_TIMEOUT_S = 1.5  # for the error bodies of requests that did not finish
 _CLOSE_TIMEOUT_S = 1
+_SWITCH_INTERVAL_S = 1e-3  # what the event loop may wait for a thread that runs Python
 _BACKLOG = 2048
 _BUILTIN_NAME = "builtin"
 
@@ -121,6 +122,7 @@ def run(config: ServerConfig, engine_arguments: Mapping[str, Any]) -> int:
     Raises:
         Error: what the engine's constructor raises, the address is taken, or EngineDeadError.
     """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     timer = StartTimer.of_process("imports")
     timer.enter("config")
     engine_config = EngineConfig.from_arguments(dict(engine_arguments))
@@ -134,7 +136,8 @@ def bind(config: ServerConfig) -> socket.socket:
     host = config.host.strip("[]")
     try:
         family = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM)[0][0]
-        found = socket.socket(family, socket.SOCK_STREAM)
+        # the protocol by name: without it asyncio leaves Nagle's algorithm on, and each small answer waits for an ACK
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, config.port))
     except OSError as error:
