@@ -1,16 +1,23 @@
 """What a hostile or broken client can do to itself, and cannot do to others."""
 
+import asyncio
 import base64
+import contextlib
 import json
+import random
+import re
 import socket
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from runtime.errors import ConfigError
 from runtime.server.config import ServerConfig
-from runtime.server.json_body import MAX_DEPTH, is_shallow
+from runtime.server.http_errors import HttpError
+from runtime.server.json_body import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, check_structure
+from runtime.server.run import bind
 
 LONG = {"prompt": "1+1=", "max_tokens": 1000, "ignore_eos": True, "temperature": 0}
 KEY = "correct-horse-battery"
@@ -29,7 +36,18 @@ def request(body):
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
+def check(body):
+    """The code of what is wrong with a body's structure; None: nothing."""
+    try:
+        check_structure(body)
+    except HttpError as error:
+        return error.error_code
+
+
 def test_json_depth_is_bounded():
+    def is_shallow(body):
+        return check(body) is None
+
     def nested(depth, left=b"[", right=b"]"):
         return left * depth + right * depth
 
@@ -43,8 +61,35 @@ def test_json_depth_is_bounded():
     assert is_shallow(wide)
     assert is_shallow(json.dumps({"a": "[" * 1000 + '\\"' + "{" * 1000}).encode())
     started = time.perf_counter()
-    is_shallow(b"[" * (8 << 20)), is_shallow(b"[]" * (4 << 20)), is_shallow(b'"\\' * (4 << 20))
-    assert time.perf_counter() - started < 5  # linear: quadratic time would be hours
+    for unit in (b"[", b"[]", b'"\\', b'"', b"\\", b'"",', b"1,", b'{"a":'):
+        check(unit * ((8 << 20) // len(unit)))
+    assert time.perf_counter() - started < 10  # linear: quadratic time would be hours
+
+
+def test_json_structure_is_found_outside_of_strings_alone():
+    """Whatever lies where a body is cut into pieces."""
+    rng = random.Random(0)
+    noise = ["[", "]", "{", "}", ",", ":", '"', "\\", "\\\\", '\\"', "a", "\n", "\u20ac"]
+    for _ in range(20):
+        texts = ["".join(rng.choices(noise, k=rng.randrange(40_000))) for _ in range(12)]
+        body = {"a": texts, "b": [{text[:20]: 1} for text in texts]}
+        assert check(json.dumps(body).encode()) is None
+        assert check(json.dumps(body, ensure_ascii=False).encode()) is None
+        deep = json.dumps([*texts, json.loads("[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1))])
+        assert check(deep.encode()) is None and check(f"[{deep}]".encode()) == "json_too_deep"
+
+
+def test_the_number_of_json_values_is_bounded():
+    for unit, limit in (
+        (b"1,", MAX_VALUES),
+        (b'"ab",', MAX_VALUES),
+        (b"[],", MAX_CONTAINERS),
+        (b'{"a":1},', MAX_CONTAINERS // 2),
+    ):
+        assert check(b"[" + unit * (limit - 1) + b"1]") is None
+        assert check(b"[" + unit * (limit + 1) + b"1]") == "json_too_large"
+    text = json.dumps({"prompt": "a,[]{}:" * MAX_VALUES}).encode()
+    assert check(text) is None
 
 
 @pytest.mark.parametrize(
@@ -53,6 +98,8 @@ def test_json_depth_is_bounded():
         (b"[" * 100_000, 400, "json_too_deep"),
         (b'{"a":' * 100_000, 400, "json_too_deep"),
         (b'{"prompt":' + b"[" * 50_000 + b"]" * 50_000 + b"}", 400, "json_too_deep"),
+        (b'{"prompt":[' + b"1," * MAX_VALUES + b"1,1]}", 400, "json_too_large"),
+        (b'{"prompt":"' + b"a" * (7 << 20) + b'"}', 400, "invalid_request"),
         (b"", 400, "invalid_json"),
         (b"{", 400, "invalid_json"),
         (b"[1]", 400, "invalid_json"),
@@ -89,6 +136,77 @@ def test_bodies_are_bounded(client, start_server, wait_for):
     wrong_type = client.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
     assert wrong_type.status_code == 415
     _deadlines(limited, wait_for)
+
+
+def test_a_gigabyte_is_not_read(start_server, wait_for):
+    limited = start_server(*LIMITS)
+    before = memory_bytes(limited.process.pid)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    chunk = b"%x\r\n%s\r\n" % (1 << 20, b" " * (1 << 20))
+    with socket.create_connection(("127.0.0.1", limited.port), timeout=20) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        num_sent = 0
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1024):
+                connection.sendall(chunk)
+                num_sent += 1
+    assert num_sent < 256
+    assert memory_bytes(limited.process.pid) - before < 32 << 20
+    with httpx.Client(base_url=limited.url) as other:
+        assert other.get("/health").status_code == 200
+
+
+def memory_bytes(pid):
+    """Anonymous memory of a process."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) << 10
+
+
+def test_bodies_are_bounded_together(start_server, wait_for):
+    """Those that have arrived and are not with the engine yet."""
+    limited = start_server("--max-pending-body-bytes", 200_000)
+    whole = request({"prompt": "12+35=", "temperature": 0, "x": "y" * 150_000})
+    with (
+        socket.create_connection(("127.0.0.1", limited.port), timeout=20) as slow,
+        httpx.Client(base_url=limited.url) as client,
+    ):
+        slow.sendall(whole[:-1000])
+
+        def is_held():
+            response = client.post("/v1/completions", json={"prompt": "12+35=", "x": "y" * 150_000})
+            if response.status_code == 200:
+                return False
+            assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]["code"] == "capacity_exceeded"
+            return "--max-pending-body-bytes" in response.json()["error"]["message"]
+
+        wait_for(is_held)
+        small = client.post("/v1/completions", json={"prompt": "12+35=", "temperature": 0})
+        assert small.json()["choices"][0]["text"] == "47"  # there is room for it
+        slow.sendall(whole[-1000:])
+        assert b'"text":"47"' in slow.recv(65536)
+        # all of it was given back: by answers, refusals, and clients that went away
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", limited.port), timeout=20) as gone:
+                gone.sendall(whole[:-1000])
+        wait_for(lambda: not is_held())
+
+
+def test_small_answers_do_not_wait_for_an_acknowledgement():
+    """Nagle's algorithm is off on the connections of the socket that the server listens on."""
+
+    async def main():
+        accepted = asyncio.get_running_loop().create_future()
+        with bind(ServerConfig(port=0)) as listener:
+            server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=listener)
+            _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+            found = (await accepted).get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            for one in (writer, accepted.result()):
+                one.close()
+            server.close()
+            return found
+
+    assert asyncio.run(main()) != 0
 
 
 def _deadlines(limited, wait_for):

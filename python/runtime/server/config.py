@@ -17,6 +17,7 @@ _INTEGERS = {
     "port": (0, 65535),
     "max_queued_requests": (0, (1 << 31) - 1),
     "max_body_bytes": (1 << 10, 1 << 30),
+    "max_pending_body_bytes": (1 << 10, 1 << 40),
     "max_connections": (1, 1 << 20),
 }
 _SECONDS = ("header_timeout", "body_timeout", "write_timeout", "request_timeout")
@@ -43,6 +44,7 @@ class ServerConfig:
         write_timeout: seconds without progress after which a client that does not read is dropped.
         drain_timeout: seconds for running requests after SIGTERM; None: as long as they take.
         max_body_bytes: largest body of a request.
+        max_pending_body_bytes: all bodies that have arrived and are not with the engine yet; more get 429.
         max_connections: connections open at once; further ones are closed.
         tool_call_parser: how the model writes tool calls: "hermes" (Qwen 2.5 and 3, too) or "llama3_json"; "auto": as
             its chat template shows, else the tokens that it knows.
@@ -63,6 +65,7 @@ class ServerConfig:
     write_timeout: float = 30.0
     drain_timeout: float | None = None
     max_body_bytes: int = 8 << 20
+    max_pending_body_bytes: int = 256 << 20
     max_connections: int = 4096
     tool_call_parser: str = "auto"
     log_format: str = "text"

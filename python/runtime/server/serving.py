@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from runtime.errors import ConfigError
 from runtime.server.client import EngineClient
 from runtime.server.config import ServerConfig
 from runtime.server.http_errors import HttpError
-from runtime.server.json_body import read_object
+from runtime.server.json_body import BodyBudget, BodyLease, read_object
 from runtime.server.metrics import ServerMetrics
 from runtime.server.tool_caller import ToolCaller
 from runtime.start_timer import StartTimer
@@ -60,7 +61,9 @@ class Serving:
         self._timer = timer or StartTimer("engine")
         self._tool_caller = None if tokenizer is None else ToolCaller(config.tool_call_parser, tokenizer)
         self._busy_s = 0.0
+        self._bodies = BodyBudget(config.max_pending_body_bytes)
         self._text_threads = ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="runtime-text")
+        self._json_thread = ThreadPoolExecutor(1, thread_name_prefix="runtime-json")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -90,9 +93,19 @@ class Serving:
         return await self.in_thread(lambda: [tokenizer.decode([t], skip_special_tokens=False) for t in token_ids])
 
     async def read_object(self, request: Request) -> dict[str, Any]:
-        """The body of a request, within the limits."""
-        config = self.config
-        return await read_object(request, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout)
+        """The body of a request, within the limits; held until `release_body`."""
+        config, lease = self.config, self._bodies.lease()
+        request.scope["state"]["body"] = lease
+        return await read_object(
+            request, lease, self._json_thread, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout
+        )
+
+    @staticmethod
+    def release_body(scope: Scope) -> None:
+        """Its room may be taken by others. Idempotent."""
+        lease: BodyLease | None = scope["state"].get("body")
+        if lease is not None:
+            lease.give_back()
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.model:
@@ -162,7 +175,8 @@ class Serving:
 
     async def close(self) -> None:
         self.is_closing.set()
-        self._text_threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._text_threads, self._json_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
         if self._tokenizer is not None:
             with contextlib.suppress(OSError):
                 self._tokenizer.close()
