@@ -17,6 +17,7 @@ from runtime.errors import ConfigError
 from runtime.server.config import ServerConfig
 from runtime.server.http_errors import HttpError
 from runtime.server.json_body import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, check_structure
+from runtime.server.queue_wait import QueueWait
 from runtime.server.run import bind
 
 LONG = {"prompt": "1+1=", "max_tokens": 1000, "ignore_eos": True, "temperature": 0}
@@ -369,6 +370,48 @@ def test_overload_is_refused_with_a_time_to_come_again(start_server):
             assert client.post("/v1/completions", json={**body, "n": 5}).status_code == 429
             assert client.get("/health").status_code == 200
         assert client.post("/v1/completions", json={"prompt": "12+35="}).status_code in (200, 429)
+
+
+def test_who_would_wait_too_long_is_refused(start_server, wait_for):
+    small = start_server("--max-num-seqs", 1, "--max-queue-time", 0.5)
+    body = {**LONG, "stream": True}
+    with httpx.Client(base_url=small.url, timeout=30) as client, contextlib.ExitStack() as stack:
+        for _ in range(10):  # now it knows how fast requests start
+            assert client.post("/v1/completions", json={**LONG, "max_tokens": 2}).status_code == 200
+        for _ in range(6):
+            stack.enter_context(client.stream("POST", "/v1/completions", json=body))
+
+        def refused():
+            response = client.post("/v1/completions", json={**LONG, "max_tokens": 1, "deadline_s": 1})
+            return response if response.status_code == 429 else None
+
+        response = wait_for(refused)
+        assert "--max-queue-time is 0.5 s" in response.json()["error"]["message"]
+        assert int(response.headers["retry-after"]) >= 1
+
+
+def test_the_expected_wait_is_that_of_a_queue():
+    now = [0.0]
+    wait = QueueWait(clock=lambda: now[0])
+    for i in range(20):  # one at a time, each starts after 0.1 s; then nobody for an hour
+        wait.arrive(i, 1)
+        now[0] += 0.1
+        wait.start(i)
+        assert not wait.exceeds(0.01)
+    now[0] += 3600
+    for i in range(100, 150):
+        wait.arrive(i, 1)
+    assert wait.expected_s() == pytest.approx(5, rel=0.1)
+    assert not wait.exceeds(4)  # it may be a burst that starts at once
+    for i in range(100, 110):
+        now[0] += 0.1
+        wait.start(i)
+    assert wait.expected_s() == pytest.approx(4, rel=0.1)
+    assert wait.exceeds(3) and not wait.exceeds(5)
+    for i in range(110, 150):
+        wait.leave(i)
+        wait.leave(i)
+    assert wait.expected_s() == 0 and not wait.exceeds(0.01)
 
 
 def test_deadlines_end_requests(client, start_server):

@@ -26,6 +26,7 @@ from runtime.server.messages import (
     Abort,
     Ack,
     Answer,
+    Delta,
     Ended,
     Event,
     Failed,
@@ -34,10 +35,12 @@ from runtime.server.messages import (
     Outputs,
     Query,
     Refused,
+    Scored,
     Submit,
     ToEngine,
     from_wire,
 )
+from runtime.server.queue_wait import QueueWait
 from runtime.structured_outputs import StructuredOutputsParams
 
 if TYPE_CHECKING:
@@ -137,6 +140,7 @@ class EngineClient(ABC):
         self.info: Info
         self.dead: asyncio.Future[EngineDeadError] = asyncio.get_running_loop().create_future()
         self.num_open = 0  # completions
+        self.queue_wait = QueueWait()
         self._max_open = max_open
         self._streams: dict[int, Stream] = {}
         self._unrouted: deque[Event] = deque()
@@ -185,6 +189,7 @@ class EngineClient(ABC):
         stream = Stream(next(self._ids), num_completions, ready)
         self._streams[stream.id] = stream
         self.num_open += num_completions
+        self.queue_wait.arrive(stream.id, num_completions)
         prompt = np.asarray(prompt_token_ids, dtype=np.int32).tobytes()
         self._send(Submit(stream.id, prompt, dict(params), dict(options), prompt_logprobs, generate))
         return stream
@@ -262,12 +267,15 @@ class EngineClient(ABC):
         if stream is None:
             return  # aborted
         stream.put(event)
+        if isinstance(event, (Delta, Scored)):
+            self.queue_wait.start(event.id)
         if stream.has_ended:
             self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
         if self._streams.pop(stream.id, None) is not None:
             self.num_open -= stream.num_completions
+            self.queue_wait.leave(stream.id)
 
     def _die(self, error: EngineDeadError) -> None:
         """The engine has stopped: everyone who waits is told, after what it still said. The first cause counts."""

@@ -20,7 +20,7 @@ _INTEGERS = {
     "max_pending_body_bytes": (1 << 10, 1 << 40),
     "max_connections": (1, 1 << 20),
 }
-_SECONDS = ("header_timeout", "body_timeout", "write_timeout", "request_timeout")
+_SECONDS = ("header_timeout", "body_timeout", "write_timeout", "request_timeout", "max_queue_time")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -38,6 +38,8 @@ class ServerConfig:
             any otherwise.
         allowed_origin: pages of other origins that may send requests, such as https://chat.example.
         max_queued_requests: completions that may wait beside the max_num_seqs that run; more get 429.
+        max_queue_time: seconds that a request may be expected to wait for its first token; one that would wait for
+            longer, or past its deadline, gets 429. None: its deadline alone counts.
         request_timeout: most seconds for a request that says no deadline_s of its own; None: no limit.
         header_timeout: seconds for a request's headers, and for a connection without one.
         body_timeout: seconds for a request's body.
@@ -59,6 +61,7 @@ class ServerConfig:
     allowed_host: Sequence[str] | None = None
     allowed_origin: Sequence[str] = ()
     max_queued_requests: int = 1024
+    max_queue_time: float | None = None
     request_timeout: float | None = None
     header_timeout: float = 10.0
     body_timeout: float = 30.0

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.types import Scope
 
-from runtime.errors import ConfigError
+from runtime.errors import CapacityError, ConfigError
 from runtime.server.client import EngineClient
 from runtime.server.config import ServerConfig
 from runtime.server.http_errors import HttpError
@@ -131,6 +131,17 @@ class Serving:
         waiting = max(own.get("engine", 0.0) - sum(first.values()), 0.0)  # for its process
         return [{**{f"server_{name}": s for name, s in own.items()}, "server_engine": waiting, **first}, *others]
 
+    def check_room(self, num_completions: int, deadline_s: float | None) -> None:
+        """CapacityError: so many more would be too many, or would wait for longer than they may."""
+        self.engine.check_room(num_completions)
+        for limit_s, name in ((self.config.max_queue_time, "--max-queue-time"), (deadline_s, "deadline_s")):
+            if limit_s is not None and self.engine.queue_wait.exceeds(limit_s):
+                wait_s = self.engine.queue_wait.expected_s()
+                raise CapacityError(
+                    f"a request that comes now would wait {wait_s:.1f} s for its first token; {name} is {limit_s} s",
+                    hint="retry later",
+                )
+
     # ---- health -----------------------------------------------------------------------------
 
     @property
@@ -171,7 +182,8 @@ class Serving:
 
     def retry_after_s(self) -> int:
         """Seconds after which a request that is refused now may find room."""
-        return min(max(1, math.ceil(self.metrics.recent_queue_s)), _MAX_RETRY_AFTER_S)
+        wait_s = max(self.metrics.recent_queue_s, self.engine.queue_wait.expected_s())
+        return min(max(1, math.ceil(wait_s)), _MAX_RETRY_AFTER_S)
 
     async def close(self) -> None:
         self.is_closing.set()
