@@ -13,7 +13,8 @@ from runtime.errors import ConfigError, InvalidRequestError, ModelFormatError, p
 from runtime.loader.model_folder import MAX_JSON_BYTES, check_model_folder, file_in_folder, read_json
 
 MAX_PROMPT_CHARS = 16 << 20
-_PIECE_CHARS = 1 << 18
+_PIECE_CHARS = 1 << 16
+_CHARS_PER_TOKEN = 8  # hardly any text has more
 _PIECE_SLACK = 1 << 10
 
 
@@ -96,7 +97,7 @@ class Tokenizer:
         Raises:
             InvalidRequestError: they have more.
         """
-        if sum(map(len, texts)) <= _PIECE_CHARS:
+        if sum(map(len, texts)) <= max(_PIECE_CHARS, _CHARS_PER_TOKEN * max_tokens):
             return
         num_tokens = 0
         for piece in _pieces(texts):

@@ -18,6 +18,7 @@ from runtime.log import get_logger
 from runtime.server.app import make_app
 from runtime.server.config import ServerConfig
 from runtime.server.engine_process import EngineProcess
+from runtime.server.heap import leave_out_of_collections, return_large_blocks
 from runtime.server.http_protocol import MAX_HEADER_BYTES, with_limits
 from runtime.server.serving import Serving
 from runtime.start_timer import StartTimer
@@ -123,6 +124,7 @@ def run(config: ServerConfig, engine_arguments: Mapping[str, Any]) -> int:
         Error: what the engine's constructor raises, the address is taken, or EngineDeadError.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    return_large_blocks()
     timer = StartTimer.of_process("imports")
     timer.enter("config")
     engine_config = EngineConfig.from_arguments(dict(engine_arguments))
@@ -187,6 +189,7 @@ async def _listen(
         asyncio.create_task(serving.watch_engine(), name="watch engine"),
         asyncio.create_task(lifecycle.run(serving, engine, server), name="lifecycle"),
     ]
+    leave_out_of_collections()
     if engine_config.is_builtin:
         print(BUILTIN_LINE, file=sys.stderr)
     host, port = listener.getsockname()[:2]
