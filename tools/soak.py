@@ -3,7 +3,8 @@
     python tools/soak.py [--seconds S]
 
 Prints one JSON object. It fails when a good request fails, when server and engine together grow by 10 MB or more after
-the first 15 s (RssAnon + VmSwap), or when the event loop was blocked for more than 50 ms.
+the first 15 s (RssAnon + VmSwap), or over four hours or more by 1 MB an hour, or when the event loop was blocked for
+more than 50 ms.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LOAD_SHARE, ABORT_SHARE, BAD_SHARE = 0.8, 0.01, 0.01
-WARM_UP_S, MAX_GROWTH_BYTES, MAX_BLOCKED_MS = 15, 10e6, 50.0
+WARM_UP_S, MAX_GROWTH_MB, MAX_BLOCKED_MS = 15, 10.0, 50.0
+HOURS_S, MAX_MB_PER_H = 4 * 3600, 1.0  # from so many seconds on the slope counts
 PROMPT_LEN, OUTPUT_LEN = 24, 24  # tokens
 SAMPLE_S = 0.5
 NUM_KV_BLOCKS = 512  # all of them are written before the warm-up ends
@@ -193,8 +195,10 @@ def soak(server: Server, seconds: float) -> dict[str, Any]:
 
 def failures(row: dict[str, Any]) -> list[str]:
     wrong = [f"{name}: {row[name]}" for name in ("errors", "refused_429", "wrong_answers", "exit_status") if row[name]]
-    if row["grown_mb"] * 1e6 >= MAX_GROWTH_BYTES:
+    if row["grown_mb"] >= MAX_GROWTH_MB:
         wrong.append(f"it grew by {row['grown_mb']} MB")
+    if row["s"] >= HOURS_S and row["mb_per_h"] >= MAX_MB_PER_H:
+        wrong.append(f"it grows by {row['mb_per_h']} MB an hour")
     if row["blocked_ms"] > MAX_BLOCKED_MS:
         wrong.append(f"its event loop was blocked for {row['blocked_ms']} ms")
     return wrong
