@@ -42,20 +42,20 @@ def load(url: str, *flags: object) -> Row:
 def measure(seconds: float) -> Row:
     server = SpawnedServer({"max_num_seqs": MAX_NUM_SEQS}, flags=("--max-queue-time", str(MAX_QUEUE_TIME_S)))
     with server:
-        capacity = load(server.url, "--concurrency", MAX_NUM_SEQS, "--duration", seconds / 2)["req_s"]
+        capacity = load(server.url, "--concurrency", MAX_NUM_SEQS, "--duration", seconds / 2)["requests_per_s"]
         runs = [load(server.url, "--rate", share * capacity, "--duration", seconds) for share in SHARES]
-        best, best_share = max((run["goodput_req_s"], share) for run, share in zip(runs, SHARES))
+        best, best_share = max((run["goodput_per_s"], share) for run, share in zip(runs, SHARES))
         row = load(server.url, "--rate", OVERLOAD * capacity, "--duration", seconds)
     asked = {"max_num_seqs": MAX_NUM_SEQS, "max_queue_time_s": MAX_QUEUE_TIME_S, "in": INPUT_LEN, "out": OUTPUT_LEN}
-    found = {"capacity_req_s": capacity, "best_goodput_req_s": best, "best_at": best_share, "overload": OVERLOAD}
+    found = {"capacity_per_s": capacity, "best_goodput_per_s": best, "best_at": best_share, "overload": OVERLOAD}
     kept = {name: row.get(name) for name in KEPT}
-    pct = round(100 * row["goodput_req_s"] / best, 1)
+    pct = round(100 * row["goodput_per_s"] / best, 1)
     head = {"engine": "runtime", "model": "builtin", "tp": 1, "scenario": "overload", **asked}
     return {**head, **found, **kept, "pct_of_best": pct, **environment("cpu")}
 
 
 KEPT = (
-    *("slo_ttft_ms", "slo_itl_ms", "goodput_req_s", "slo_met_pct", "requests", "succeeded", "refused_429"),
+    *("slo_ttft_ms", "slo_itl_ms", "goodput_per_s", "slo_met_pct", "requests", "succeeded", "refused_429"),
     *("with_retry_after", "retry_after_p50_s", "errors", "ttft_p50_ms", "ttft_p99_ms", "tpot_p99_ms", "client_cpu_pct"),
 )
 

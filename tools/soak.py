@@ -3,14 +3,15 @@
     python tools/soak.py [--seconds S]
 
 Prints one JSON object. It fails when a good request fails, when server and engine together grow by 10 MB or more after
-the first 15 s (RssAnon + VmSwap), or over four hours or more by 1 MB an hour, or when the event loop was blocked for
-more than 50 ms.
+the first 15 s (RssAnon + VmSwap), or over four hours or more by 1 MB an hour. How long its event loop was blocked
+counts with --max-blocked-ms alone, on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import re
@@ -27,10 +28,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LOAD_SHARE, ABORT_SHARE, BAD_SHARE = 0.8, 0.01, 0.01
-WARM_UP_S, MAX_GROWTH_MB, MAX_BLOCKED_MS = 15, 10.0, 50.0
+WARM_UP_S, MAX_GROWTH_MB = 15, 10.0
 HOURS_S, MAX_MB_PER_H = 4 * 3600, 1.0  # from so many seconds on the slope counts
 PROMPT_LEN, OUTPUT_LEN = 24, 24  # tokens
 SAMPLE_S = 0.5
+MAX_OPEN = 64
 NUM_KV_BLOCKS = 512  # all of them are written before the warm-up ends
 BAD_BODIES = (
     b"{",
@@ -179,27 +181,28 @@ def figures(samples: Sequence[tuple[float, int]]) -> dict[str, Any]:
 
 
 def soak(server: Server, seconds: float) -> dict[str, Any]:
-    capacity = row_of(load(server, "--concurrency", 32, "--duration", 4))["req_s"]
+    capacity = row_of(load(server, "--concurrency", MAX_OPEN, "--duration", 4))["requests_per_s"]
     rate = LOAD_SHARE * capacity
     server.forget_blocked()
     trouble = Trouble(server, ABORT_SHARE * rate, BAD_SHARE * rate)
     trouble.start()
-    good = load(server, "--rate", rate, "--duration", seconds)
+    # at most MAX_OPEN: where the machine gets slower meanwhile, a queue would be what grows
+    good = load(server, "--rate", rate, "--duration", seconds, "--concurrency", MAX_OPEN)
     samples = watch_memory(server, good)
     row = row_of(good)
     trouble.stop()
     counts = {"aborted": trouble.num_aborted, "bad": trouble.num_bad, "wrong_answers": trouble.answers}
     kept = {name: row[name] for name in ("succeeded", "errors", "refused_429", "s")}
-    return {"capacity_req_s": capacity, "rate": round(rate, 2), **kept, **counts, **figures(samples)}
+    return {"capacity_per_s": capacity, "rate": round(rate, 2), **kept, **counts, **figures(samples)}
 
 
-def failures(row: dict[str, Any]) -> list[str]:
+def failures(row: dict[str, Any], max_blocked_ms: float) -> list[str]:
     wrong = [f"{name}: {row[name]}" for name in ("errors", "refused_429", "wrong_answers", "exit_status") if row[name]]
     if row["grown_mb"] >= MAX_GROWTH_MB:
         wrong.append(f"it grew by {row['grown_mb']} MB")
     if row["s"] >= HOURS_S and row["mb_per_h"] >= MAX_MB_PER_H:
         wrong.append(f"it grows by {row['mb_per_h']} MB an hour")
-    if row["blocked_ms"] > MAX_BLOCKED_MS:
+    if row["blocked_ms"] > max_blocked_ms:
         wrong.append(f"its event loop was blocked for {row['blocked_ms']} ms")
     return wrong
 
@@ -207,7 +210,9 @@ def failures(row: dict[str, Any]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help=f"above {2 * WARM_UP_S}; default: 60")
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--max-blocked-ms", type=float, default=math.inf, metavar="MS")
+    args = parser.parse_args()
+    seconds = args.seconds
     if seconds < 2 * WARM_UP_S:
         parser.error(f"--seconds={seconds:g}: must be at least {2 * WARM_UP_S}; nearest: {2 * WARM_UP_S}")
     server = Server()
@@ -218,7 +223,7 @@ def main() -> int:
     finally:
         server.process.kill()
     print(json.dumps(row))
-    for sentence in (wrong := failures(row)):
+    for sentence in (wrong := failures(row, args.max_blocked_ms)):
         print(f"soak: {sentence}", file=sys.stderr)
     return bool(wrong)
 

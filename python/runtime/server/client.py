@@ -198,7 +198,8 @@ class EngineClient(ABC):
         """CapacityError: so many more would be too many."""
         if self._max_open is not None and self.num_open + num_completions > self._max_open:
             raise CapacityError(
-                f"{self.num_open} completions run or wait already; the limit is {self._max_open}",
+                f"{self.num_open} completions run or wait already, {num_completions} more were asked for; "
+                f"the limit is {self._max_open}",
                 hint="retry later, or raise --max-queued-requests",
             )
 

@@ -50,8 +50,8 @@ class BodyLease:
         if self._budget.num_bytes + num_bytes > self._budget.max_bytes:
             raise HttpError(
                 429,
-                f"the bodies of {self._budget.num_bytes} bytes that were not passed on yet are all that may be held: "
-                f"{self._budget.max_bytes}; retry later, or raise --max-pending-body-bytes",
+                f"{self._budget.num_bytes} bytes of other bodies are on their way to the engine; the limit is "
+                f"{self._budget.max_bytes} (retry later, or raise --max-pending-body-bytes)",
                 "capacity_exceeded",
                 headers={"connection": "close"},
             )

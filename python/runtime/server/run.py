@@ -7,7 +7,7 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import uvicorn
@@ -35,15 +35,19 @@ _BUILTIN_NAME = "builtin"
 
 
 class HttpServer(uvicorn.Server):
-    """Leaves the signals to `Lifecycle`."""
+    """Leaves the signals to `Lifecycle`.
 
-    def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
+    Args:
+        on_listening: called once connections are accepted.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
         super().__init__(config)
-        self._serving = serving
+        self._on_listening = on_listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._serving.started()
+        self._on_listening()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -184,17 +188,20 @@ async def _listen(
     serving: Serving,
     listener: socket.socket,
 ) -> None:
-    server = HttpServer(_uvicorn_config(config, serving), serving)
+    def announce() -> None:
+        serving.started()
+        leave_out_of_collections()
+        if engine_config.is_builtin:
+            print(BUILTIN_LINE, file=sys.stderr)
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"serving {serving.model} at http://{shown}:{port}", file=sys.stderr, flush=True)
+
+    server = HttpServer(_uvicorn_config(config, serving), announce)
     tasks = [
         asyncio.create_task(serving.watch_engine(), name="watch engine"),
         asyncio.create_task(lifecycle.run(serving, engine, server), name="lifecycle"),
     ]
-    leave_out_of_collections()
-    if engine_config.is_builtin:
-        print(BUILTIN_LINE, file=sys.stderr)
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"serving {serving.model} at http://{shown}:{port}", file=sys.stderr, flush=True)
     try:
         await server.serve(sockets=[listener])
     finally:
