@@ -22,7 +22,7 @@ from runtime.bench.report import append_row, environment
 SLO_TTFT_MS, SLO_ITL_MS = 2000, 100
 MAX_NUM_SEQS, MAX_QUEUE_TIME_S = 64, 1.0
 INPUT_LEN, OUTPUT_LEN = 24, 24  # tokens
-SHARES = (0.7, 0.85, 1.0, 1.15)  # of the capacity, at one of which goodput is best
+SHARES = (0.8, 1.0, 1.5, 2.5)  # of the capacity, at one of which goodput is best
 OVERLOAD = 5
 MIN_PCT_OF_BEST = 90.0
 
