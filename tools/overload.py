@@ -2,7 +2,7 @@
 
     python tools/overload.py [--seconds S] [--append FILE]
 
-The server bounds what requests may be expected to wait (--max-queue-time), so those that it takes are served in time.
+The server bounds what requests may be expected to wait (--max-queue-time). Figures are of use only from a machine that does nothing else.
 Prints one JSON row; fails when goodput at 5x is below 90 % of the best, or a refusal has no Retry-After.
 """
 
