@@ -101,6 +101,12 @@ class InvalidRequestError(Error, ValueError):
         super().__init__(message, hint=hint)
 
 
+def prompt_too_long(num_tokens: int | str, max_tokens: int) -> InvalidRequestError:
+    """The refusal of a prompt with so many tokens."""
+    message = f"prompt_ids=a prompt of {num_tokens} tokens: must be at most {max_tokens} tokens"
+    return InvalidRequestError("prompt_ids", message=message, hint=f"max_model_len is {max_tokens + 1}")
+
+
 class CapacityError(Error, RuntimeError):
     """The request, the queue or the model does not fit into what this engine was given."""
 

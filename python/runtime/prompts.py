@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import ConfigError, InvalidRequestError, did_you_mean
+from runtime.errors import ConfigError, InvalidRequestError, did_you_mean, prompt_too_long
 
 if TYPE_CHECKING:
     from runtime.tokenizer import Tokenizer
@@ -28,11 +28,13 @@ def split_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | None, list[int]]:
+def encode_prompt(
+    prompt: Prompt, tokenizer: Tokenizer | None, max_tokens: int | None = None
+) -> tuple[str | None, list[int]]:
     """(text or None, token ids) of one prompt.
 
     Raises:
-        InvalidRequestError: it has none of the shapes, or no tokens.
+        InvalidRequestError: it has none of the shapes, no tokens, or more than `max_tokens`; None: any number.
         ConfigError: a text, and there is no tokenizer.
     """
     if isinstance(prompt, Mapping):
@@ -40,9 +42,9 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | No
     if isinstance(prompt, str):
         if tokenizer is None:
             raise ConfigError("a text needs a tokenizer", hint="skip_tokenizer_init=True takes prompt_token_ids alone")
-        text, token_ids = prompt, tokenizer.encode(prompt)
+        text, token_ids = prompt, tokenizer.encode(prompt, max_tokens=max_tokens)
     else:
-        text, token_ids = None, _checked_ids(prompt)
+        text, token_ids = None, _checked_ids(prompt, max_tokens)
     if not token_ids or text == "":
         raise InvalidRequestError("prompt", [] if text is None else text, "at least one token")
     return text, token_ids
@@ -75,11 +77,13 @@ def _from_mapping(prompt: Mapping[str, Any]) -> str | Sequence[int]:
     return value  # type: ignore[no-any-return]
 
 
-def _checked_ids(token_ids: object) -> list[int]:
+def _checked_ids(token_ids: object, max_tokens: int | None) -> list[int]:
     if not isinstance(token_ids, Sequence) or isinstance(token_ids, (str, bytes)):
         raise InvalidRequestError(
             "prompt", token_ids, "a text, a list of token ids, {'prompt': ...} or {'prompt_token_ids': ...}"
         )
+    if max_tokens is not None and len(token_ids) > max_tokens:
+        raise prompt_too_long(len(token_ids), max_tokens)
     for one in token_ids:
         if not _is_id(one) or not 0 <= one <= _MAX_ID:
             raise InvalidRequestError("prompt_token_ids", one, f"integers between 0 and {_MAX_ID}")

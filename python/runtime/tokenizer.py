@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from runtime.chat_template import ChatTemplate, Message
-from runtime.errors import ConfigError, InvalidRequestError, ModelFormatError
+from runtime.errors import ConfigError, InvalidRequestError, ModelFormatError, prompt_too_long
 from runtime.loader.model_folder import MAX_JSON_BYTES, check_model_folder, file_in_folder, read_json
 
 MAX_PROMPT_CHARS = 16 << 20
+_PIECE_CHARS = 1 << 16
+_CHARS_PER_TOKEN = 8  # hardly any text has more
+_PIECE_SLACK = 1 << 10
 
 
 class Tokenizer:
@@ -68,14 +71,44 @@ class Tokenizer:
                 hint="they belong to different models",
             )
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None) -> list[int]:
+        """Token ids.
+
+        Raises:
+            InvalidRequestError: it cannot be tokenised, or has more than `max_tokens` tokens; None: any number.
+        """
         if len(text) > MAX_PROMPT_CHARS:
             raise InvalidRequestError(
                 "prompt", message=f"the prompt has {len(text)} characters; the limit is {MAX_PROMPT_CHARS}"
             )
+        if max_tokens is not None:
+            self.check_fits([text], max_tokens)
+        encoding = self._encode(text, add_special_tokens=add_special_tokens)
+        if max_tokens is not None and len(encoding) > max_tokens:
+            raise prompt_too_long(len(encoding), max_tokens)
+        found: list[int] = encoding.ids
+        return found
+
+    def check_fits(self, texts: Sequence[str], max_tokens: int) -> None:
+        """Refuses texts that are far too long at the first piece that shows it: millions of tokens are a list that is
+        made, and freed, without letting other threads run. A text in pieces has more tokens than the whole, so up to
+        twice `max_tokens` pass here.
+
+        Raises:
+            InvalidRequestError: they have more.
+        """
+        if sum(map(len, texts)) <= max(_PIECE_CHARS, _CHARS_PER_TOKEN * max_tokens):
+            return
+        num_tokens = 0
+        for piece in _pieces(texts):
+            num_tokens += len(self._encode(piece, add_special_tokens=False))
+            if num_tokens > 2 * max_tokens + _PIECE_SLACK:
+                raise prompt_too_long(f"more than {num_tokens // 2}", max_tokens)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> tokenizers.Encoding:
         try:
             # the batch's, unlike the single text's, lets other threads run meanwhile
-            return list(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+            return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         except Exception as error:  # e.g. lone surrogates
             raise InvalidRequestError("prompt", message=f"the prompt cannot be tokenised: {error}") from None
 
@@ -136,6 +169,12 @@ class Tokenizer:
             if name.endswith("_token") and isinstance(content, str):
                 tokens[name] = content
         return tokens
+
+
+def _pieces(texts: Iterable[str]) -> Iterable[str]:
+    for text in texts:
+        for start in range(0, len(text), _PIECE_CHARS):
+            yield text[start : start + _PIECE_CHARS]
 
 
 def read_eos_token_ids(folder: Path) -> list[int]:

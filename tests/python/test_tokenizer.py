@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from runtime import LLM, SamplingParams
-from runtime.errors import ModelFormatError
+from runtime.config import BUILTIN_MODEL
+from runtime.errors import InvalidRequestError, ModelFormatError
 from runtime.tokenizer import Tokenizer, read_eos_token_ids
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -64,3 +65,21 @@ def test_of_several_named_templates_the_default_is_taken(folder):
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ eos_token }}yes"}]
     write(folder, "tokenizer_config.json", chat_template=named, eos_token={"content": "<eos>"})
     assert Tokenizer(folder).apply_chat_template(MESSAGES) == "<eos>yes"
+
+
+@pytest.mark.parametrize("num_chars", [9, 100_000, 3_000_000])
+def test_a_text_of_too_many_tokens_is_refused(num_chars):
+    """Long ones before they are all tokens; the built-in model's are one a letter here, and one that begins."""
+    tokenizer = Tokenizer(BUILTIN_MODEL)
+    assert len(tokenizer.encode("x" * 9, max_tokens=10)) == 10
+    with pytest.raises(InvalidRequestError, match="tokens: must be at most 9 tokens"):
+        tokenizer.encode("x" * num_chars, max_tokens=9)
+
+
+def test_a_long_text_that_fits_is_not_refused():
+    tokenizer = Tokenizer(BUILTIN_MODEL)
+    text = "def add(a, b):\n    return a + b\n" * 10_000
+    expected = tokenizer.encode(text)
+    assert tokenizer.encode(text, max_tokens=len(expected)) == expected
+    with pytest.raises(InvalidRequestError, match=f"a prompt of {len(expected)} tokens"):
+        tokenizer.encode(text, max_tokens=len(expected) - 1)

@@ -130,5 +130,5 @@ def test_the_bash_script_completes():
         return subprocess.run(["bash", "-c", line], capture_output=True, text=True).stdout.split()
 
     assert completed("runtime", "ser") == ["serve"]
-    assert completed("runtime", "serve", "--max-que") == ["--max-queued-requests"]
+    assert completed("runtime", "serve", "--max-queu") == ["--max-queue-time", "--max-queued-requests"]
     assert completed("runtime", "bench", "lat") == ["latency"]

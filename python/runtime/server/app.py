@@ -83,6 +83,11 @@ def _model(serving: Serving) -> dict[str, Any]:
 # ---- text and tokens, in vLLM's shapes --------------------------------------------------------
 
 
+# tokens and text are made and written without letting other requests run
+_MAX_TEXT_BYTES = 1 << 19
+_MAX_DETOKENIZED = 1 << 18
+
+
 class TokenizeBody(ChatBody, kw_only=True):
     prompt: str | None = None
     add_special_tokens: bool = True
@@ -98,6 +103,10 @@ async def tokenize(request: Request) -> Response:
         token_ids = (await encode_chat(serving, body, await tools_of(serving, body))).token_ids
     elif body.prompt is not None:
         text = body.prompt
+        size = len(text.encode("utf-8", "replace"))
+        if size > _MAX_TEXT_BYTES:
+            limit = f"at most {_MAX_TEXT_BYTES} bytes; send it in parts"
+            raise InvalidRequestError("prompt", f"{size} bytes", limit)
         token_ids = await serving.in_thread(lambda: tokenizer.encode(text, add_special_tokens=body.add_special_tokens))
     else:
         raise InvalidRequestError("prompt", None, "a text, unless messages are given")
@@ -117,11 +126,18 @@ async def detokenize(request: Request) -> Response:
     tokenizer, vocab_size = serving.tokenizer, serving.engine.info.vocab_size
     if not body.tokens:
         return _json({"prompt": ""})
-    _, token_ids = encode_prompt(body.tokens, None)
-    if max(token_ids) >= vocab_size:
-        raise InvalidRequestError("tokens", max(token_ids), f"token ids between 0 and {vocab_size - 1}", vocab_size - 1)
-    text = await serving.in_thread(lambda: tokenizer.decode(token_ids, skip_special_tokens=False))
-    return _json({"prompt": text})
+    if len(body.tokens) > _MAX_DETOKENIZED:
+        limit = f"at most {_MAX_DETOKENIZED} ids; send them in parts"
+        raise InvalidRequestError("tokens", f"{len(body.tokens)} ids", limit)
+
+    def decode() -> str:
+        _, token_ids = encode_prompt(body.tokens, None)
+        largest = max(token_ids)
+        if largest >= vocab_size:
+            raise InvalidRequestError("tokens", largest, f"token ids between 0 and {vocab_size - 1}", vocab_size - 1)
+        return tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    return _json({"prompt": await serving.in_thread(decode)})
 
 
 async def tokenizer_info(request: Request) -> Response:

@@ -44,6 +44,7 @@ async def create_chat_completion(request: Request) -> Response:
         logprobs=num_logprobs,
         max_tokens=max_tokens,
     )
+    serving.check_room(parsed.params.n, parsed.options.deadline_s)
     prompt = await encode_chat(serving, body, tools)
     answers = serving.tool_caller.answers(tools, parsed.params.n)
     generation = Generation(
@@ -63,7 +64,7 @@ async def tools_of(serving: Serving, body: ChatBody) -> ToolUse:
 
 async def encode_chat(serving: Serving, body: ChatBody, tools: ToolUse) -> Prompt:
     """The prompt of a conversation, under the model's own chat template."""
-    tokenizer = serving.tokenizer
+    tokenizer, max_tokens = serving.tokenizer, serving.engine.info.max_model_len - 1
     variables = dict(body.chat_template_kwargs or {})
     reserved = {"messages", "tools", "documents", "add_generation_prompt"} & set(variables)
     if reserved:
@@ -76,9 +77,10 @@ async def encode_chat(serving: Serving, body: ChatBody, tools: ToolUse) -> Promp
 
     def encode() -> Prompt:
         messages = read_messages(body.messages)
+        tokenizer.check_fits([message["content"] or "" for message in messages], max_tokens)
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=adds, tools=tools.shown, **variables)
         text += serving.tool_caller.beginning(tools)
-        token_ids = tokenizer.encode(text, add_special_tokens=False)
+        token_ids = tokenizer.encode(text, add_special_tokens=False, max_tokens=max_tokens)
         if not token_ids:
             raise InvalidRequestError("messages", message="the messages make an empty prompt")
         return Prompt(text, token_ids)

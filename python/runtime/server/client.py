@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,16 @@ from runtime.errors import (
     CapacityError,
     EngineDeadError,
     Error,
-    InvalidRequestError,
     RequestAborted,
     for_this_caller,
+    prompt_too_long,
 )
 from runtime.log import get_logger
 from runtime.server.messages import (
     Abort,
     Ack,
     Answer,
+    Delta,
     Ended,
     Event,
     Failed,
@@ -33,16 +35,20 @@ from runtime.server.messages import (
     Outputs,
     Query,
     Refused,
+    Scored,
     Submit,
     ToEngine,
     from_wire,
 )
+from runtime.server.queue_wait import QueueWait
 from runtime.structured_outputs import StructuredOutputsParams
 
 if TYPE_CHECKING:
     from runtime.sampling_params import SamplingParams
 
 logger = get_logger(__name__)
+
+_EVENTS_A_TURN = 32
 
 
 class Stream:
@@ -134,8 +140,10 @@ class EngineClient(ABC):
         self.info: Info
         self.dead: asyncio.Future[EngineDeadError] = asyncio.get_running_loop().create_future()
         self.num_open = 0  # completions
+        self.queue_wait = QueueWait()
         self._max_open = max_open
         self._streams: dict[int, Stream] = {}
+        self._unrouted: deque[Event] = deque()
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._ids = itertools.count(1)
         self._last_answer_at = time.monotonic()
@@ -176,20 +184,24 @@ class EngineClient(ABC):
         """
         self._require_alive()
         if len(prompt_token_ids) > self.info.max_model_len:  # not worth the way to the engine
-            limit, hint = self.info.max_model_len - 1, f"max_model_len is {self.info.max_model_len}"
-            message = f"prompt_ids=a prompt of {len(prompt_token_ids)} tokens: must be at most {limit} tokens"
-            raise InvalidRequestError("prompt_ids", message=message, hint=hint)
-        if self._max_open is not None and self.num_open + num_completions > self._max_open:
-            raise CapacityError(
-                f"{self.num_open} completions run or wait already; the limit is {self._max_open}",
-                hint="retry later, or raise --max-queued-requests",
-            )
+            raise prompt_too_long(len(prompt_token_ids), self.info.max_model_len - 1)
+        self.check_room(num_completions)
         stream = Stream(next(self._ids), num_completions, ready)
         self._streams[stream.id] = stream
         self.num_open += num_completions
+        self.queue_wait.arrive(stream.id, num_completions)
         prompt = np.asarray(prompt_token_ids, dtype=np.int32).tobytes()
         self._send(Submit(stream.id, prompt, dict(params), dict(options), prompt_logprobs, generate))
         return stream
+
+    def check_room(self, num_completions: int) -> None:
+        """CapacityError: so many more would be too many."""
+        if self._max_open is not None and self.num_open + num_completions > self._max_open:
+            raise CapacityError(
+                f"{self.num_open} completions run or wait already, {num_completions} more were asked for; "
+                f"the limit is {self._max_open}",
+                hint="retry later, or raise --max-queued-requests",
+            )
 
     def abort(self, stream: Stream) -> None:
         """Ends a request; whoever reads it gets RequestAborted. Idempotent."""
@@ -227,11 +239,8 @@ class EngineClient(ABC):
     def _receive(self, message: FromEngine) -> None:
         self._last_answer_at = time.monotonic()
         if isinstance(message, Outputs):
-            for event in message.events:
-                self._route(event)
-            # after the tasks that these events wake: an engine that is ahead of the writers waits for them
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, self._acknowledge)
+            self._unrouted.extend(message.events)
+            self._route_some()
         elif isinstance(message, Answer):
             answer = self._answers.get(message.id)
             if answer is not None and not answer.done():
@@ -239,6 +248,16 @@ class EngineClient(ABC):
         elif isinstance(message, Failed):
             error = from_wire(message.error)
             self._die(error if isinstance(error, EngineDeadError) else EngineDeadError(str(error)))
+
+    def _route_some(self) -> None:
+        """A few events a turn of the loop, which also runs the tasks that they wake, so that no turn takes long."""
+        loop = asyncio.get_running_loop()
+        for _ in range(min(_EVENTS_A_TURN, len(self._unrouted))):
+            self._route(self._unrouted.popleft())
+        if self._unrouted:
+            loop.call_soon(self._route_some)
+        else:  # after those tasks: an engine that is ahead of the writers waits for them
+            loop.call_soon(loop.call_soon, self._acknowledge)
 
     def _acknowledge(self) -> None:
         if self.is_alive:
@@ -249,15 +268,20 @@ class EngineClient(ABC):
         if stream is None:
             return  # aborted
         stream.put(event)
+        if isinstance(event, (Delta, Scored)):
+            self.queue_wait.start(event.id)
         if stream.has_ended:
             self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
         if self._streams.pop(stream.id, None) is not None:
             self.num_open -= stream.num_completions
+            self.queue_wait.leave(stream.id)
 
     def _die(self, error: EngineDeadError) -> None:
-        """The engine has stopped: everyone who waits is told. The first cause counts."""
+        """The engine has stopped: everyone who waits is told, after what it still said. The first cause counts."""
+        while self._unrouted:
+            self._route(self._unrouted.popleft())
         if not self.dead.done():
             self.dead.set_result(error)
         self.fail_all(error)

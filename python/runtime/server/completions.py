@@ -31,10 +31,11 @@ async def create_completion(request: Request) -> Response:
     parsed = parse(
         body, passed, unknown, request.headers, serving.config.request_timeout, logprobs=_count("logprobs", body)
     )
+    serving.check_room(parsed.params.n, parsed.options.deadline_s)
     prompt_logprobs = _count("prompt_logprobs", body)
     if body.echo and body.logprobs is not None and prompt_logprobs is None:
         prompt_logprobs = parsed.params.logprobs
-    prompts = await _encode(serving, body.prompt)
+    prompts = await _encode(serving, body.prompt, parsed.params.n)
     shape = CompletionShape(
         serving.model, parsed.params.logprobs, shows_prompt_logprobs=body.prompt_logprobs is not None
     )
@@ -181,12 +182,18 @@ def _asks_for_nothing(body: CompletionBody, passed: dict[str, Any]) -> bool:
     return bool(is_zero and scores)
 
 
-async def _encode(serving: Serving, prompt: Any) -> list[Prompt]:
+async def _encode(serving: Serving, prompt: Any, n: int) -> list[Prompt]:
+    """Each prompt's tokens, if n completions of each may be taken now."""
     if prompt is None:
         raise InvalidRequestError("prompt", prompt, "a text, token ids, or a list of either")
-    prompts = split_prompts(prompt)
-    if not prompts:
-        raise InvalidRequestError("prompt", prompt, "at least one prompt")
     tokenizer = serving.tokenizer if serving.has_tokenizer else None
-    encoded = await serving.in_thread(lambda: [encode_prompt(one, tokenizer) for one in prompts])
-    return [Prompt(text, token_ids) for text, token_ids in encoded]
+    max_tokens = serving.engine.info.max_model_len - 1
+
+    def encode() -> list[Prompt]:
+        prompts = split_prompts(prompt)
+        if not prompts:
+            raise InvalidRequestError("prompt", prompt, "at least one prompt")
+        serving.engine.check_room(len(prompts) * n)
+        return [Prompt(*encode_prompt(one, tokenizer, max_tokens)) for one in prompts]
+
+    return await serving.in_thread(encode)

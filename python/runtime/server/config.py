@@ -17,9 +17,10 @@ _INTEGERS = {
     "port": (0, 65535),
     "max_queued_requests": (0, (1 << 31) - 1),
     "max_body_bytes": (1 << 10, 1 << 30),
+    "max_pending_body_bytes": (1 << 10, 1 << 40),
     "max_connections": (1, 1 << 20),
 }
-_SECONDS = ("header_timeout", "body_timeout", "write_timeout", "request_timeout")
+_SECONDS = ("header_timeout", "body_timeout", "write_timeout", "request_timeout", "max_queue_time")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -37,12 +38,15 @@ class ServerConfig:
             any otherwise.
         allowed_origin: pages of other origins that may send requests, such as https://chat.example.
         max_queued_requests: completions that may wait beside the max_num_seqs that run; more get 429.
+        max_queue_time: seconds that a request may be expected to wait for its first token; one that would wait for
+            longer, or past its deadline, gets 429. None: its deadline alone counts.
         request_timeout: most seconds for a request that says no deadline_s of its own; None: no limit.
         header_timeout: seconds for a request's headers, and for a connection without one.
         body_timeout: seconds for a request's body.
         write_timeout: seconds without progress after which a client that does not read is dropped.
         drain_timeout: seconds for running requests after SIGTERM; None: as long as they take.
         max_body_bytes: largest body of a request.
+        max_pending_body_bytes: all bodies that have arrived and are not with the engine yet; more get 429.
         max_connections: connections open at once; further ones are closed.
         tool_call_parser: how the model writes tool calls: "hermes" (Qwen 2.5 and 3, too) or "llama3_json"; "auto": as
             its chat template shows, else the tokens that it knows.
@@ -57,12 +61,14 @@ class ServerConfig:
     allowed_host: Sequence[str] | None = None
     allowed_origin: Sequence[str] = ()
     max_queued_requests: int = 1024
+    max_queue_time: float | None = None
     request_timeout: float | None = None
     header_timeout: float = 10.0
     body_timeout: float = 30.0
     write_timeout: float = 30.0
     drain_timeout: float | None = None
     max_body_bytes: int = 8 << 20
+    max_pending_body_bytes: int = 256 << 20
     max_connections: int = 4096
     tool_call_parser: str = "auto"
     log_format: str = "text"

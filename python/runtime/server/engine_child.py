@@ -15,6 +15,7 @@ from runtime.config import EngineConfig
 from runtime.errors import Error
 from runtime.log import get_logger, set_level
 from runtime.server import messages
+from runtime.server.heap import leave_out_of_collections
 from runtime.server.messages import Drain, Failed, FromEngine, Start, ToEngine, frame, to_wire
 from runtime.start_timer import StartTimer
 
@@ -71,6 +72,7 @@ def serve(channel: Channel) -> int:
         channel.send(Failed(to_wire(error)))
         return EXIT_ENGINE_DIED
     host = EngineHost(engine, channel.send)
+    leave_out_of_collections()
     channel.send(host.info())
     for message in received:
         if isinstance(message, Drain):

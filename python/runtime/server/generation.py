@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -24,7 +25,8 @@ from runtime.server.serving import Serving
 
 _MAX_WARNED = 20
 _MAX_NAME_CHARS = 40
-_MANY_TOKENS = 8192  # of an answer in one piece: more are worded beside the event loop
+_MAX_POSITIONS = 256  # with candidates, written on the event loop
+_MAX_TOKENS = 8192  # likewise, without
 
 
 @dataclass
@@ -136,21 +138,24 @@ class Generation:
             raise
         finally:
             self._finish(watcher, error)
-        is_long = sum(len(choice.token_ids) for choice in self._choices) > _MANY_TOKENS
-        body = await self._serving.in_thread(self._whole) if is_long else self._whole()
-        return Response(body, 200, self._headers(), media_type="application/json")
+        num_positions = sum(len(c.logprobs) for c in self._choices) + sum(len(p.scores) for p in self._prompts)
+        is_long = sum(len(choice.token_ids) for choice in self._choices) > _MAX_TOKENS
+        content = await self._beside_loop(is_long or num_positions > _MAX_POSITIONS, self._encode_whole)
+        return Response(content, 200, self._headers(), media_type="application/json")
 
-    def _whole(self) -> bytes:
+    def _encode_whole(self) -> bytes:
         return msgspec.json.encode(self._shape.whole(self._prompts, self._choices, self._usage()))
+
+    async def _beside_loop(self, is_long: bool, encode: Callable[[], bytes]) -> bytes:
+        """The result, made in a thread when that takes long."""
+        return await self._serving.in_thread(encode) if is_long else encode()
 
     async def _chunks(self, events: list[tuple[int, Event]], watcher: asyncio.Task[None]) -> AsyncIterator[bytes]:
         """Blocks of server-sent events; an error is the last of them."""
         error: BaseException | None = None
         try:
             while events:
-                block = b"".join(
-                    self._encode(chunk) for request, event in events for chunk in self._say(request, event)
-                )
+                block = await self._beside_loop(_num_positions(events) > _MAX_POSITIONS, partial(self._say_all, events))
                 if block:
                     yield block
                 events = await self._streams.read()
@@ -180,6 +185,7 @@ class Generation:
                 prompt_logprobs=self._prompt_logprobs,
                 generate=self._generate,
             )
+        self._serving.release_body(self._request.scope)
 
     async def _read_until_accepted(self) -> list[tuple[int, Event]]:
         found: list[tuple[int, Event]] = []
@@ -195,6 +201,9 @@ class Generation:
             pass
         self._is_disconnected = True
         self._streams.abort()
+
+    def _say_all(self, events: list[tuple[int, Event]]) -> bytes:
+        return b"".join(self._encode(chunk) for request, event in events for chunk in self._say(request, event))
 
     def _say(self, request: int, event: Event) -> Iterator[dict[str, Any]]:
         """The chunks that an event makes."""
@@ -282,6 +291,12 @@ class Generation:
     @staticmethod
     def _encode(chunk: dict[str, Any]) -> bytes:
         return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+def _num_positions(events: Sequence[tuple[int, Event]]) -> int:
+    """Tokens whose candidates are to be written."""
+    scored = sum(len(event.positions) for _, event in events if isinstance(event, Scored))
+    return scored + sum(len(event.logprobs or ()) for _, event in events if isinstance(event, Delta))
 
 
 class EventStream(Response):

@@ -56,6 +56,7 @@ class Guard:
             response = error_response(_from_router(scope, error), retry_after_s=self._serving.retry_after_s())
             await response(scope, receive, exchange.send)
         finally:
+            self._serving.release_body(scope)
             exchange.log()
 
     def _check_host(self, headers: Headers) -> None:

@@ -271,6 +271,7 @@ class _Live:
             yield self._delta(chunk)
         if ended:
             self._outputs.close()
+            self._outputs = None  # it knows this object: a cycle
             self._try(handle.raise_error)
             if self._error is None and any(c.finish_reason == "error" for c in handle.completions):
                 self._error = Error("the model's logits were not numbers")

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import uvicorn
@@ -18,6 +18,7 @@ from runtime.log import get_logger
 from runtime.server.app import make_app
 from runtime.server.config import ServerConfig
 from runtime.server.engine_process import EngineProcess
+from runtime.server.heap import leave_out_of_collections, return_large_blocks
 from runtime.server.http_protocol import MAX_HEADER_BYTES, with_limits
 from runtime.server.serving import Serving
 from runtime.start_timer import StartTimer
@@ -28,20 +29,25 @@ logger = get_logger(__name__)
 EXIT_FORCED = 130
 _ANSWER_TIMEOUT_S = 1.5  # for the error bodies of requests that did not finish
 _CLOSE_TIMEOUT_S = 1
+_SWITCH_INTERVAL_S = 1e-3  # what the event loop may wait for a thread that runs Python
 _BACKLOG = 2048
 _BUILTIN_NAME = "builtin"
 
 
 class HttpServer(uvicorn.Server):
-    """Leaves the signals to `Lifecycle`."""
+    """Leaves the signals to `Lifecycle`.
 
-    def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
+    Args:
+        on_listening: called once connections are accepted.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
         super().__init__(config)
-        self._serving = serving
+        self._on_listening = on_listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._serving.started()
+        self._on_listening()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -121,6 +127,8 @@ def run(config: ServerConfig, engine_arguments: Mapping[str, Any]) -> int:
     Raises:
         Error: what the engine's constructor raises, the address is taken, or EngineDeadError.
     """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    return_large_blocks()
     timer = StartTimer.of_process("imports")
     timer.enter("config")
     engine_config = EngineConfig.from_arguments(dict(engine_arguments))
@@ -134,7 +142,8 @@ def bind(config: ServerConfig) -> socket.socket:
     host = config.host.strip("[]")
     try:
         family = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM)[0][0]
-        found = socket.socket(family, socket.SOCK_STREAM)
+        # the protocol by name: without it asyncio leaves Nagle's algorithm on, and each small answer waits for an ACK
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, config.port))
     except OSError as error:
@@ -179,16 +188,20 @@ async def _listen(
     serving: Serving,
     listener: socket.socket,
 ) -> None:
-    server = HttpServer(_uvicorn_config(config, serving), serving)
+    def announce() -> None:
+        serving.started()
+        leave_out_of_collections()
+        if engine_config.is_builtin:
+            print(BUILTIN_LINE, file=sys.stderr)
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"serving {serving.model} at http://{shown}:{port}", file=sys.stderr, flush=True)
+
+    server = HttpServer(_uvicorn_config(config, serving), announce)
     tasks = [
         asyncio.create_task(serving.watch_engine(), name="watch engine"),
         asyncio.create_task(lifecycle.run(serving, engine, server), name="lifecycle"),
     ]
-    if engine_config.is_builtin:
-        print(BUILTIN_LINE, file=sys.stderr)
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"serving {serving.model} at http://{shown}:{port}", file=sys.stderr, flush=True)
     try:
         await server.serve(sockets=[listener])
     finally:

@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from starlette.requests import Request
+from starlette.types import Scope
 
-from runtime.errors import ConfigError
+from runtime.errors import CapacityError, ConfigError
 from runtime.server.client import EngineClient
 from runtime.server.config import ServerConfig
 from runtime.server.http_errors import HttpError
-from runtime.server.json_body import read_object
+from runtime.server.json_body import BodyBudget, BodyLease, read_object
 from runtime.server.metrics import ServerMetrics
 from runtime.server.tool_caller import ToolCaller
 from runtime.start_timer import StartTimer
@@ -60,7 +61,9 @@ class Serving:
         self._timer = timer or StartTimer("engine")
         self._tool_caller = None if tokenizer is None else ToolCaller(config.tool_call_parser, tokenizer)
         self._busy_s = 0.0
+        self._bodies = BodyBudget(config.max_pending_body_bytes)
         self._text_threads = ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="runtime-text")
+        self._json_thread = ThreadPoolExecutor(1, thread_name_prefix="runtime-json")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -90,9 +93,19 @@ class Serving:
         return await self.in_thread(lambda: [tokenizer.decode([t], skip_special_tokens=False) for t in token_ids])
 
     async def read_object(self, request: Request) -> dict[str, Any]:
-        """The body of a request, within the limits."""
-        config = self.config
-        return await read_object(request, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout)
+        """The body of a request, within the limits; held until `release_body`."""
+        config, lease = self.config, self._bodies.lease()
+        request.scope["state"]["body"] = lease
+        return await read_object(
+            request, lease, self._json_thread, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout
+        )
+
+    @staticmethod
+    def release_body(scope: Scope) -> None:
+        """Its room may be taken by others. Idempotent."""
+        lease: BodyLease | None = scope["state"].get("body")
+        if lease is not None:
+            lease.give_back()
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.model:
@@ -117,6 +130,17 @@ class Serving:
         own = self._timer.seconds
         waiting = max(own.get("engine", 0.0) - sum(first.values()), 0.0)  # for its process
         return [{**{f"server_{name}": s for name, s in own.items()}, "server_engine": waiting, **first}, *others]
+
+    def check_room(self, num_completions: int, deadline_s: float | None) -> None:
+        """CapacityError: so many more would be too many, or would wait for longer than they may."""
+        self.engine.check_room(num_completions)
+        for limit_s, name in ((self.config.max_queue_time, "--max-queue-time"), (deadline_s, "deadline_s")):
+            if limit_s is not None and self.engine.queue_wait.exceeds(limit_s):
+                wait_s = self.engine.queue_wait.expected_s()
+                raise CapacityError(
+                    f"a request that comes now would wait {wait_s:.1f} s for its first token; {name} is {limit_s} s",
+                    hint="retry later",
+                )
 
     # ---- health -----------------------------------------------------------------------------
 
@@ -158,11 +182,13 @@ class Serving:
 
     def retry_after_s(self) -> int:
         """Seconds after which a request that is refused now may find room."""
-        return min(max(1, math.ceil(self.metrics.recent_queue_s)), _MAX_RETRY_AFTER_S)
+        wait_s = max(self.metrics.recent_queue_s, self.engine.queue_wait.expected_s())
+        return min(max(1, math.ceil(wait_s)), _MAX_RETRY_AFTER_S)
 
     async def close(self) -> None:
         self.is_closing.set()
-        self._text_threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._text_threads, self._json_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
         if self._tokenizer is not None:
             with contextlib.suppress(OSError):
                 self._tokenizer.close()

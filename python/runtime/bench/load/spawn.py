@@ -64,7 +64,7 @@ class SpawnedServer:
         self._end()
 
     def _accepts(self, deadline: float) -> bool:
-        """It names its address just before it listens."""
+        """A server may name its address before it listens."""
         host, port = self.url.removeprefix("http://").rsplit(":", 1)
         while self._process.poll() is None and time.monotonic() < deadline:
             try:
