@@ -106,6 +106,9 @@ class ModelRunner:
         enforce_eager: no CUDA graphs.
     """
 
+    # whether the warm-up compiles many kernels at a time first; not the default until it was timed on a GPU
+    compiles_ahead = False
+
     def __init__(
         self,
         model: TpPartBaseModel,
@@ -176,7 +179,8 @@ class ModelRunner:
         if not self.is_async:
             return
         limits = self.max_num_seqs, self.max_num_batched_tokens
-        self._compile_ahead(warm_up_steps(*limits, with_decode=True))
+        if self.compiles_ahead:
+            self._compile_ahead(warm_up_steps(*limits, with_decode=True))
         for shape in warm_up_steps(*limits, with_decode=self._graphs is None):
             self.run_padding(shape)
         size = 1 << 20
