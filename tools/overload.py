@@ -2,7 +2,8 @@
 
     python tools/overload.py [--seconds S] [--append FILE]
 
-The server bounds what requests may be expected to wait (--max-queue-time). Figures are of use only from a machine that does nothing else.
+The server bounds what requests may be expected to wait (--max-queue-time). Figures from a machine that does other
+things besides are of no use.
 Prints one JSON row; fails when goodput at 5x is below 90 % of the best, or a refusal has no Retry-After.
 """
 
