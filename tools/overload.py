@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bench.load.spawn import SpawnedServer
-from runtime.bench.report import append_row, environment
+from runtime.bench.rows import append_row, environment
 
 # the MLPerf limits for a server of an 8B model
 SLO_TTFT_MS, SLO_ITL_MS = 2000, 100

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 def measured(ranks: list[int], append: Path | None) -> Iterator[Row]:
     from runtime.bench import all_reduce
-    from runtime.bench.report import append_row, environment
+    from runtime.bench.rows import append_row, environment
 
     for num_ranks in ranks:
         for row in all_reduce.measure(num_ranks):
