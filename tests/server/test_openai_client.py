@@ -85,7 +85,7 @@ def test_errors_are_the_clients_own_classes(openai_client):
     assert (
         bad.value.param == "temperature" and bad.value.code == "invalid_request" and "nearest: 2" in bad.value.message
     )
-    with pytest.raises(openai.BadRequestError, match="tools is not supported"):
+    with pytest.raises(openai.BadRequestError, match="tools: this model's chat template leaves them out"):
         ask(tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}])
     with pytest.raises(openai.NotFoundError):
         ask(model="gpt-4")
