@@ -31,7 +31,7 @@ def check(function: Callable[[str], object]) -> Callable[[str], object]:
 
 
 def needs(field: str) -> Callable[[Callable[[str], object]], Callable[[str], object]]:
-    """Registers a check that is skipped where the server says that it does not support this field of a chat."""
+    """Registers a check that is skipped where the server refuses this field of a chat."""
 
     def register(function: Callable[[str], object]) -> Callable[[str], object]:
         _checks.append((function, field))
@@ -68,8 +68,8 @@ def main() -> None:
 
 def _run(function: Callable[[str], object], field: str | None, url: str) -> str:
     started, reason = time.monotonic(), ""
-    if field is not None and not _supports(url, field):
-        outcome, reason = "skipped", f"the server does not support {field}"
+    if field is not None and (refusal := _refusal(url, field)):
+        outcome, reason = "skipped", refusal
     else:
         try:
             function(url)
@@ -86,14 +86,16 @@ _TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "o
 _SAMPLES: dict[str, Any] = {"response_format": {"type": "json_object"}, "tools": [_TOOL]}
 
 
-def _supports(url: str, field: str) -> bool:
+def _refusal(url: str, field: str) -> str:
+    """What the server says when it refuses this field of a chat; "" when it does not."""
     body = {"messages": MESSAGES, "max_tokens": 1, field: _SAMPLES[field]}
     headers = {"content-type": "application/json", "authorization": f"Bearer {API_KEY}"}
     request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)
     try:
         urllib.request.urlopen(request, timeout=30).close()
-    except urllib.error.HTTPError as error:
-        if f"{field} is not supported" in error.read().decode():
-            return False
-        raise
-    return True
+    except urllib.error.HTTPError as refused:
+        error = json.load(refused)["error"]
+        if refused.code != 400 or error["param"] != field:
+            raise
+        return str(error["message"])
+    return ""
