@@ -62,6 +62,7 @@ Scheduler::Core::Core(const SchedulerConfig& config, BlockAllocator& allocator)
   const auto num_rows = static_cast<std::size_t>(config.max_num_seqs);
   for (std::int32_t row = config.max_num_seqs; row-- > 0;) free_rows_.push_back(row);
   running_.reserve(num_rows);
+  masked_rows_.reserve(num_rows);
   draft_.decode_rows.reserve(num_rows);
   draft_.prefill_rows.reserve(num_rows);
   draft_.new_blocks.reserve(num_rows);

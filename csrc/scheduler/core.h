@@ -73,7 +73,7 @@ class Scheduler::Core {
   void StopRecording() { recorder_.reset(); }
   void SetTime(std::int64_t now_us);
   std::int32_t Schedule();
-  std::vector<MaskedRow> MaskedRows() const;
+  const std::vector<MaskedRow>& MaskedRows() const { return masked_rows_; }
   const StepResult& Update(std::int32_t step, std::span<const TokenId> token_ids);
   void TransferDone(std::int32_t step);
   PinnedPrefix Pin(std::span<const TokenId> tokens, const std::string& salt);
@@ -170,6 +170,7 @@ class Scheduler::Core {
   std::int32_t next_buffer_ = 0;
   std::int64_t step_ = 0;  // steps planned so far
   std::array<InFlightStep, 2> steps_;
+  std::vector<MaskedRow> masked_rows_;  // of the newest plan in flight
   std::int32_t oldest_ = 0;
   std::int32_t num_in_flight_ = 0;
   StepDraft draft_;

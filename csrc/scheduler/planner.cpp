@@ -224,18 +224,6 @@ void Scheduler::Core::Start(Request& request) {
   totals_.num_prefix_hits += request.num_cached > 0;
 }
 
-std::vector<MaskedRow> Scheduler::Core::MaskedRows() const {
-  std::vector<MaskedRow> found;
-  if (num_in_flight_ == 0) return found;
-  const auto newest = static_cast<std::size_t>((oldest_ + num_in_flight_ - 1) % 2);
-  std::int32_t index = 0;
-  for (const InFlightRow& row : steps_[newest].rows) {
-    if (NeedsMask(*row.request, row.flags)) found.push_back({index, row.request->id});
-    ++index;
-  }
-  return found;
-}
-
 // Writes the draft down and counts it as in flight.
 void Scheduler::Core::Launch() {
   ++step_;
@@ -246,8 +234,11 @@ void Scheduler::Core::Launch() {
   InFlightStep& flight = steps_[static_cast<std::size_t>((oldest_ + num_in_flight_) % 2)];
   flight.step = step;
   flight.rows.clear();
+  masked_rows_.clear();
   for (const auto* rows : {&draft_.decode_rows, &draft_.prefill_rows}) {
     for (const PlannedRow& row : *rows) {
+      const auto index = static_cast<std::int32_t>(flight.rows.size());
+      if (NeedsMask(*row.request, row.flags)) masked_rows_.push_back({index, row.request->id});
       flight.rows.push_back({row.request, row.request->epoch, row.num_scheduled, row.flags});
     }
   }

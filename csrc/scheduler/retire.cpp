@@ -20,6 +20,7 @@ const StepResult& Scheduler::Core::Update(std::int32_t step, std::span<const Tok
   }
   oldest_ = (oldest_ + 1) % 2;
   --num_in_flight_;
+  if (num_in_flight_ == 0) masked_rows_.clear();
   events_.started.assign(flight.started.begin(), flight.started.end());
   if (recorder_) recorder_->OnUpdate();
   return TakeEvents();

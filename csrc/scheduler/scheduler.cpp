@@ -38,7 +38,7 @@ void Scheduler::SetTime(std::int64_t now_us) { core_->SetTime(now_us); }
 
 std::int32_t Scheduler::Schedule() { return core_->Schedule(); }
 
-std::vector<MaskedRow> Scheduler::MaskedRows() const { return core_->MaskedRows(); }
+const std::vector<MaskedRow>& Scheduler::MaskedRows() const { return core_->MaskedRows(); }
 
 const StepResult& Scheduler::Update(std::int32_t step, std::span<const TokenId> token_ids) {
   return core_->Update(step, token_ids);

@@ -132,8 +132,8 @@ class Scheduler {
   // Plans the next step. Returns the index of the buffer that now holds it, or -1 when nothing can
   // run or num_steps_in_flight steps are unretired.
   std::int32_t Schedule();
-  // Of the newest plan; to be asked before the next call. A plan that has any has kStepMasked.
-  std::vector<MaskedRow> MaskedRows() const;
+  // Of the newest plan, until the next call. A plan that has any has kStepMasked.
+  const std::vector<MaskedRow>& MaskedRows() const;
   // Retires the oldest step in flight: `step` as in its plan, one token per row of its plan
   // (ignored for rows without the SAMPLE flag; an id outside the vocabulary ends its request with
   // kError). The result is valid until the next call of Update or TakeEvents.
