@@ -1,35 +1,41 @@
 #!/usr/bin/env bash
 # Builds, tests, tunes and measures on a machine with a CUDA device, without a network.
 #
-#   tools/gpu.sh [--out DIR] [--minutes N] [PART...]
+#   tools/gpu.sh [--out DIR] [--minutes N] [--models NAMES] [PART...]
 #
-# Parts, in this order: build tests sanitize tune kernels bench embedding simulation serve; default: all but `sanitize`,
-# which takes long and needs the CUDA toolkit's compute-sanitizer, and `serve` (HTTP beside offline, and starts), which
-# needs the packages of the extra `server`. `embedding` needs a C++ compiler, the shared library of python3 and room for
-# two engines: on less than 120 GB, EMBEDDING_KV_BYTES below its 32 GiB each. Over all the GPUs that there are, two or
+# Parts, in this order: build start_tests tests memcheck racecheck tune kernels bench deterministic embedding simulation
+# serve; default: all but memcheck and racecheck, which need the CUDA toolkit's compute-sanitizer, and `serve` (HTTP
+# beside offline, and starts), which needs the packages of the extra `server`. `embedding` needs a C++ compiler, the
+# shared library of python3 and room for two engines: on less than 120 GB, EMBEDDING_KV_BYTES below its 32 GiB each.
+# These take one GPU, so CUDA_VISIBLE_DEVICES lets two runs share a machine. Over all the GPUs that there are, two or
 # more: ranks (tests), allreduce (limits by size), tune_ranks (matrix kernels for shares of the weights), tp (the
 # scenarios), starts (cold and warm, by phase), overlap (sums beside the computation, three ways), faults (lost ranks,
 # as a log for docs/rank_faults.md).
 # In ten minutes go `build ranks allreduce overlap faults`, or with REPEAT=1 and --minutes 2 `build allreduce tune_ranks tp`.
 # The machine's own python3 is used, with torch, triton, pybind11, scikit-build-core, cmake, ninja, pytest, pytest-xdist
 # and transformers. DIR (default build/gpu) gets a log of each part, tile tables, and the rows kernels.jsonl,
-# bench.jsonl and simulation.jsonl; --minutes limits the tuning (default 3). $SOURCE_COMMIT names the revision in the
-# rows where the tree came without its history.
+# bench.jsonl and simulation.jsonl; --minutes limits the tuning (default 3), --models what `bench` measures, with commas
+# between. $SOURCE_COMMIT names the revision in the rows where the tree came without its history.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all_parts=(build tests sanitize tune kernels bench embedding simulation serve)
+all_parts=(build start_tests tests memcheck racecheck tune kernels bench deterministic embedding simulation serve)
 rank_parts=(ranks allreduce tune_ranks tp starts overlap faults)
-out=build/gpu minutes=3 parts=()
+out=build/gpu minutes=3 models=llama-3.1-8b,qwen3-0.6b,bloom-7b1 parts=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --out) out=$2 && shift 2 ;;
     --minutes) minutes=$2 && shift 2 ;;
-    build | tests | sanitize | tune | kernels | bench | embedding | simulation | serve) parts+=("$1") && shift ;;
-    ranks | allreduce | tune_ranks | tp | starts | overlap | faults) parts+=("$1") && shift ;;
-    *) echo "unknown argument '$1': one of --out, --minutes, ${all_parts[*]} ${rank_parts[*]}" >&2 && exit 2 ;;
+    --models) models=$2 && shift 2 ;;
+    *)
+      if [[ " ${all_parts[*]} ${rank_parts[*]} " != *" $1 "* ]]; then
+        echo "unknown argument '$1': one of --out, --minutes, --models, ${all_parts[*]} ${rank_parts[*]}" >&2
+        exit 2
+      fi
+      parts+=("$1") && shift
+      ;;
   esac
 done
-[ ${#parts[@]} -gt 0 ] || parts=(build tests tune kernels bench embedding simulation)
+[ ${#parts[@]} -gt 0 ] || parts=(build start_tests tests tune kernels bench deterministic embedding simulation)
 mkdir -p "$out"
 out=$(realpath "$out")
 export TRITON_CACHE_DIR=$PWD/build/triton-cache PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
@@ -46,19 +52,22 @@ run() { # run NAME SECONDS COMMAND...: also into a log; what fails is remembered
 }
 
 part_build() { run build 120 python3 -m pip install -q --no-build-isolation --no-deps -e .; }
+part_start_tests() { # what measures the device's memory needs it alone
+  run start_tests 240 python3 -m pytest -q -m gpu --tb=short -p no:cacheprovider tests/python/test_start_gpu.py
+}
 part_tests() {
-  # what measures the device's memory needs it alone
   run tests 420 python3 -m pytest -q -m gpu -n 8 --tb=short -p no:cacheprovider --ignore tests/python/test_start_gpu.py \
     --ignore tests/python/test_tp_group.py --ignore tests/python/test_ranks_gpu.py tests
-  run tests-start 240 python3 -m pytest -q -m gpu --tb=short -p no:cacheprovider tests/python/test_start_gpu.py
 }
-part_sanitize() { # after `tests`, which leaves compiled kernels behind
-  local tool
-  for tool in memcheck racecheck; do
-    # without torch's allocator, which hands out memory that the tool takes for valid
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$tool" 540 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      --print-limit 20 python3 -m pytest -q -m gpu -n 0 --tb=short -p no:cacheprovider tests/kernels
-  done
+part_memcheck() { sanitize memcheck; }
+part_racecheck() { sanitize racecheck; }
+sanitize() { # sanitize TOOL: the kernel tests in 16 processes; after `tests`, which leaves compiled kernels behind
+  local shards=$out/$1-shards
+  mkdir -p "$shards"
+  python3 -m pytest -q -m gpu --collect-only -p no:cacheprovider tests/kernels | grep :: | split -n r/16 - "$shards/"
+  # without torch's allocator, which hands out memory that the tool takes for valid
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$1" 420 xargs -P 16 -I '{}' compute-sanitizer --tool "$1" --error-exitcode 1 \
+    --print-limit 20 python3 -m pytest -q --tb=short -p no:cacheprovider '@{}' < <(find "$shards" -type f)
 }
 num_gpus() { python3 -c 'import torch; print(torch.cuda.device_count())'; }
 part_ranks() { # groups of processes, one GPU each; several groups at a time
@@ -104,12 +113,19 @@ part_tune() {
 part_kernels() {
   run kernels 240 python3 -m runtime.bench.kernels --commit "${SOURCE_COMMIT:-}" --out "$out/kernels.jsonl"
 }
+decode=decode_b1,decode_b8,decode_b64,decode_b256
 part_bench() {
-  local decode=decode_b1,decode_b8,decode_b64,decode_b256
-  suite llama-3.1-8b "startup,$decode,decode_b8_long,prefill_16x4096,mixed_256,fixed_1024,prefix_512,decode_b256_gaps"
+  local model
+  for model in ${models//,/ }; do
+    case "$model" in
+      llama*) suite "$model" "startup,$decode,decode_b8_long,prefill_16x4096,mixed_256,fixed_1024,prefix_512,decode_b256_gaps" ;;
+      bloom*) suite "$model" startup,decode_b1,decode_b64,mixed_256,prefill_32x2048 ;;
+      *) suite "$model" "startup,$decode,mixed_256,fixed_1024,decode_b1_gaps" ;;
+    esac
+  done
+}
+part_deterministic() {
   suite llama-3.1-8b "$decode,decode_b8_long,prefill_16x4096,mixed_256" --deterministic
-  suite qwen3-0.6b "startup,$decode,mixed_256,fixed_1024,decode_b1_gaps"
-  suite bloom-7b1 decode_b1,decode_b64,mixed_256,prefill_32x2048
 }
 suite() { # suite MODEL SCENARIOS [FLAG...]: on random weights of the model's shapes
   local name

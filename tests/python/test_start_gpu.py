@@ -21,7 +21,9 @@ alone = pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="needs th
 
 CONFIGS = Path(__file__).parents[2] / "docs" / "benchmarks" / "configs"
 MIB, GIB = 1 << 20, 1 << 30
-QWEN = {"model": str(CONFIGS / "qwen3-0.6b"), "load_format": "dummy", "skip_tokenizer_init": True, "device": "cuda"}
+DUMMY = {"load_format": "dummy", "skip_tokenizer_init": True, "device": "cuda"}
+QWEN = {"model": str(CONFIGS / "qwen3-0.6b"), **DUMMY}
+LLAMA = {"model": str(CONFIGS / "llama-3.1-8b"), **DUMMY}
 SAMPLERS = [
     SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True),
     SamplingParams(temperature=0.9, seed=1, max_tokens=33, ignore_eos=True),
@@ -80,6 +82,18 @@ def test_serving_a_larger_model_neither_compiles_nor_allocates():
         before = driver_allocations()
         with compiling_is_an_error():
             serve(llm, 200, 3000)
+        assert driver_allocations() == before
+
+
+def test_serving_an_8b_never_waits_for_the_device():
+    with LLM(**LLAMA, max_num_seqs=64, num_kv_blocks=1024, max_model_len=4096) as llm:
+        before = driver_allocations()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with compiling_is_an_error():
+                serve(llm, 100, 2000)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         assert driver_allocations() == before
 
 
