@@ -1,6 +1,7 @@
 #include "distributed/nccl_communicator.h"
 
 #include <algorithm>
+#include <future>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -34,6 +35,19 @@ int NcclType(DataType type) {
 // "2.28.9"
 std::string VersionText(int version) {
   return Text(version / 10000) + "." + Text(version / 100 % 100) + "." + Text(version % 100);
+}
+
+// Calls ncclCommDestroy or ncclCommAbort, in a thread that may outlive the caller: both wait for the
+// graphs with a kernel of the communicator, which the caller may hold, or another thread that needs
+// what the caller has locked (NCCL 2.26 and later, commDestroySync).
+std::future<void> GiveBack(NcclResult (*call)(NcclComm*), NcclComm* comm) {
+  std::promise<void> done;
+  std::future<void> is_done = done.get_future();
+  std::thread([call, comm, done = std::move(done)]() mutable {
+    call(comm);
+    done.set_value();
+  }).detach();
+  return is_done;
 }
 
 }  // namespace
@@ -90,7 +104,8 @@ void NcclCommunicator::Leave() {
   }
   Settle("ncclCommFinalize", result, std::min<Clock::duration>(kLeave, timeout_));
   const std::lock_guard lock(mutex_);
-  if (NcclComm* comm = std::exchange(comm_, nullptr)) nccl_.CommDestroy(comm);
+  NcclComm* comm = std::exchange(comm_, nullptr);
+  if (comm != nullptr) GiveBack(nccl_.CommDestroy, comm).wait_for(kLeave);
 }
 
 // function(comm) -> NcclResult. Without a comm the group has failed, and the host knows why.
@@ -172,7 +187,7 @@ void NcclCommunicator::Abort(const std::string& cause) noexcept {
 void NcclCommunicator::DropComm() noexcept {
   StopKernels();
   const std::lock_guard lock(mutex_);
-  if (NcclComm* comm = std::exchange(comm_, nullptr)) nccl_.CommAbort(comm);
+  if (NcclComm* comm = std::exchange(comm_, nullptr)) GiveBack(nccl_.CommAbort, comm);
 }
 
 void NcclCommunicator::AllReduce(const void* in, void* out, std::size_t count, DataType type,

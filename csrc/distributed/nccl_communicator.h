@@ -15,7 +15,9 @@ namespace runtime {
 // joined, who died, versions, the first failure.
 //
 // The NCCL communicator is a non-blocking one: no call waits inside NCCL, and what does not finish
-// at once is asked after, together with the host group, until it has or the time is up.
+// at once is asked after, together with the host group, until it has or the time is up. Only what
+// gives a communicator back waits there, until no CUDA graph has one of its kernels any more; a
+// thread of its own makes these calls, and a graph that lives on keeps nobody from leaving.
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(const NcclApi& nccl, std::unique_ptr<Communicator> host, const NcclUniqueId& id,

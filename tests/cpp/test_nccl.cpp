@@ -1,6 +1,8 @@
 // NCCL's part of a group, with a library that only pretends, and the search for the real one.
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <condition_variable>
 #include <cstdlib>
 #include <functional>
 #include <memory>
@@ -22,12 +24,30 @@ struct Pretended {
   NcclResult call = NcclResult::kSuccess;
   NcclResult state = NcclResult::kSuccess;
   int num_in_progress = 3;  // times that it answers so before it answers `state`
-  std::mutex mutex;         // of `asked`
+  bool graph_lives = false;  // a communicator is not given back before it is false
+  std::mutex mutex;          // of `asked` and `graph_lives`
+  std::condition_variable changed;
   std::vector<std::string> asked;
 
   void Note(const std::string& what) {
     const std::lock_guard lock(mutex);
     asked.push_back(what);
+    changed.notify_all();
+  }
+  void DropGraph() {
+    const std::lock_guard lock(mutex);
+    graph_lives = false;
+    changed.notify_all();
+  }
+  void WaitForGraph() {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return !graph_lives; });
+  }
+  // Whether the last call was this one; what gives a communicator back is called by another thread.
+  bool Ends(const std::string& what) {
+    std::unique_lock lock(mutex);
+    return changed.wait_for(lock, std::chrono::seconds(20),
+                            [&] { return !asked.empty() && asked.back() == what; });
   }
   bool WasAsked() {
     const std::lock_guard lock(mutex);
@@ -62,6 +82,12 @@ NcclResult Noted(NcclComm* comm) {
 }
 constexpr char kFinalize[] = "finalize", kDestroy[] = "destroy", kAbort[] = "abort";
 
+template <const char* Name>
+NcclResult GivenBack(NcclComm* comm) {
+  pretended->WaitForGraph();
+  return Noted<Name>(comm);
+}
+
 NcclResult Collective(const char* name, std::size_t count, int type, const std::string& more) {
   pretended->Note(std::string(name) + " " + std::to_string(count) + " " + std::to_string(type) +
                   more);
@@ -73,8 +99,8 @@ NcclApi PretendedApi(int version = 22809) {
   api.info = {"libpretended.so", version};
   api.CommInitRankConfig = &InitRankConfig;
   api.CommFinalize = &Noted<kFinalize>;
-  api.CommDestroy = &Noted<kDestroy>;
-  api.CommAbort = &Noted<kAbort>;
+  api.CommDestroy = &GivenBack<kDestroy>;
+  api.CommAbort = &GivenBack<kAbort>;
   api.CommGetAsyncError = &AsyncError;
   api.GetErrorString = [](NcclResult result) {
     return result == NcclResult::kSystemError ? "a system error" : "another error";
@@ -173,7 +199,7 @@ TEST_F(NcclCommunicatorTest, ACallThatFailsEndsTheGroup) {
   const auto call = [&] { group->AllReduce(&x, &x, 1, DataType::kInt32, nullptr); };
   const std::string cause = "ncclAllReduce failed on rank 0: a system error (the last words)";
   EXPECT_EQ(ErrorOf(call), cause);
-  EXPECT_EQ(pretended_.asked.back(), "abort");
+  EXPECT_TRUE(pretended_.Ends("abort"));
   pretended_.asked.clear();
   EXPECT_EQ(ErrorOf(call), cause);
   EXPECT_EQ(ErrorOf([&] { group->Barrier(); }), cause);
@@ -185,7 +211,29 @@ TEST_F(NcclCommunicatorTest, KernelsThatWaitForAPeerEndBeforeNcclIsAborted) {
   group->OnFailure([&] { pretended_.Note("stop"); });
   pretended_.asked.clear();
   group->Abort("the step was too long");
+  EXPECT_TRUE(pretended_.Ends("abort"));
   EXPECT_EQ(pretended_.asked, (std::vector<std::string>{"stop", "abort"}));
+}
+
+// As NCCL does, whose kernels in a captured graph need it.
+TEST_F(NcclCommunicatorTest, AGraphThatLivesOnKeepsNobodyFromAborting) {
+  pretended_.graph_lives = true;
+  const auto group = Join(api_);
+  group->Abort("the step was too long");
+  EXPECT_EQ(ErrorOf([&] { group->Poll(); }), "the step was too long");
+  pretended_.DropGraph();
+  EXPECT_TRUE(pretended_.Ends("abort"));
+}
+
+TEST_F(NcclCommunicatorTest, AGraphThatAnotherThreadDropsLaterLetsTheGroupLeave) {
+  pretended_.graph_lives = true;
+  std::thread other([&] {
+    EXPECT_TRUE(pretended_.Ends("finalize"));
+    pretended_.DropGraph();
+  });
+  Join(api_);
+  EXPECT_TRUE(pretended_.Ends("destroy"));
+  other.join();
 }
 
 TEST_F(NcclCommunicatorTest, PollFindsWhatFailedMeanwhile) {
@@ -195,7 +243,7 @@ TEST_F(NcclCommunicatorTest, PollFindsWhatFailedMeanwhile) {
   pretended_.state = NcclResult::kRemoteError;
   EXPECT_EQ(ErrorOf([&] { group->Poll(); }),
             "a collective failed on rank 0: another error (the last words)");
-  EXPECT_EQ(pretended_.asked.back(), "abort");
+  EXPECT_TRUE(pretended_.Ends("abort"));
 }
 
 TEST_F(NcclCommunicatorTest, AbortComesFromAnyThread) {
@@ -206,6 +254,7 @@ TEST_F(NcclCommunicatorTest, AbortComesFromAnyThread) {
     EXPECT_EQ(ErrorOf([&] { group->AllReduce(&x, &x, 1, DataType::kInt32, nullptr); }),
               "the step was too long");
   }
+  EXPECT_TRUE(pretended_.Ends("abort"));
   EXPECT_EQ(pretended_.asked, (std::vector<std::string>{"init 0 of 1 id", "abort"}));
 }
 
@@ -213,7 +262,7 @@ TEST_F(NcclCommunicatorTest, ASetUpThatTakesTooLongIsGivenUp) {
   pretended_.num_in_progress = 1 << 30;
   EXPECT_EQ(ErrorOf([&] { Join(api_, 0.05); }),
             "ncclCommInitRankConfig was not done on rank 0 after 0.05 s");
-  EXPECT_EQ(pretended_.asked.back(), "abort");
+  EXPECT_TRUE(pretended_.Ends("abort"));
 }
 
 TEST_F(NcclCommunicatorTest, TheFirstFailureIsTheCauseOnEveryRank) {
@@ -229,7 +278,7 @@ TEST_F(NcclCommunicatorTest, TheFirstFailureIsTheCauseOnEveryRank) {
     host.Abort("rank 1 has lost its device");
   });
   EXPECT_EQ(ErrorOf([&] { Join(api_, 20.0, memory, 0, 2); }), "rank 1 has lost its device");
-  EXPECT_EQ(pretended_.asked.back(), "abort");
+  EXPECT_TRUE(pretended_.Ends("abort"));
   other.join();
 }
 

@@ -1,6 +1,7 @@
 """`LLM` through its public interface, on a tiny random llama."""
 
 import asyncio
+import gc
 import io
 import sys
 import threading
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from runtime import LLM, RequestHandle, RequestOutput, SamplingParams
+from runtime.basemodel import TpPartBaseModel
+from runtime.engine.model_runner import ModelRunner
 from runtime.errors import (
     CapacityError,
     ConfigError,
@@ -351,6 +354,23 @@ def test_threads_may_share_an_llm(llm):
     for thread in threads:
         thread.join(20)
     assert found == [expected] * 8
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, about attributes that isinstance looks at
+def test_a_closed_engine_holds_no_memory_of_its_model(tiny_llama):
+    """Another engine in the process needs it, and NCCL does not end while a CUDA graph lives."""
+
+    def models():
+        return [one for one in gc.get_objects() if isinstance(one, (TpPartBaseModel, ModelRunner))]
+
+    gc.collect()
+    before = len(models())
+    llm = LLM(tiny_llama, device="cpu")
+    llm.generate(["a b"], SamplingParams(max_tokens=3))
+    assert len(models()) == before + 2
+    llm.close()
+    assert len(models()) == before
+    del llm  # which was still there itself
 
 
 def test_close_ends_what_runs(tiny_llama):

@@ -191,9 +191,9 @@ class Engine:
         finally:
             self._cancel_commands()
             self._scheduler.stop_recording()
+            del self._runner, self._masked
+            gc.collect()  # runner and graphs refer to each other; NCCL does not end before its kernels' last graph
             self._end_ranks()
-            del self._runner
-            gc.collect()  # runner and graphs refer to each other: the model's memory goes now, not some day
             if self.device == "cuda":
                 torch.cuda.empty_cache()  # for the next engine, which counts what the device has left
 

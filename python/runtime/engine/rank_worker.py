@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 
 import numpy as np
@@ -98,6 +99,8 @@ class ModelRankWorker:
     def shutdown(self) -> None:
         while self._in_flight:
             self._retire()
+        del self._runner
+        gc.collect()  # NCCL does not end before the last graph with a kernel of its
         self._peers.tp_group.close()
 
     def _retire(self) -> None:
