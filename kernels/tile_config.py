@@ -84,13 +84,14 @@ def all_reduce_limits(device: torch.device, num_ranks: int) -> AllReduceLimits:
 
 
 def token_attention_config(
-    device: torch.device, head_dim: int, dtype: torch.dtype, batch: int, deterministic: bool
+    device: torch.device, head_dim: int, dtype: torch.dtype, group: int, batch: int, deterministic: bool
 ) -> TokenAttentionConfig:
-    """Shape class: bytes of one padded row of K, and whether latency or bandwidth counts."""
+    """Shape class: bytes of one padded row of K, and whether latency or bandwidth counts; where it was measured, with
+    the query heads of a KV head too."""
     row_bytes = padded_dim(head_dim) * dtype.itemsize
-    key = f"{row_bytes}_{'few' if batch <= _FEW_ROWS else 'many'}{'_deterministic' if deterministic else ''}"
-    found = lookup(device, "token_attention", key)
-    if found:
+    rest = f"{'few' if batch <= _FEW_ROWS else 'many'}{'_deterministic' if deterministic else ''}"
+    found = lookup(device, "token_attention", f"{row_bytes}x{group}_{rest}")
+    if found := found or lookup(device, "token_attention", f"{row_bytes}_{rest}"):
         return TokenAttentionConfig(**found)
     return TokenAttentionConfig(
         key_tile=default_key_tile(head_dim, dtype), num_warps=4, num_stages=3, programs_per_sm=2, min_share=1

@@ -268,7 +268,7 @@ def launch_token_attention(
     batch, num_kv_heads, device = b_seq_len.shape[0], k_cache.shape[1], q.device
     tensors = tensor_arguments(q, k_cache, v_cache, b_loc, out)
     group, dim = tensors["GROUP"], tensors["DIM"]
-    config = config or token_attention_config(device, q.shape[2], q.dtype, batch, scoring.deterministic)
+    config = config or token_attention_config(device, q.shape[2], q.dtype, group, batch, scoring.deterministic)
     num_programs = num_sms(device) * config.programs_per_sm
     if scoring.deterministic:
         key_tile, unit = default_key_tile(q.shape[2], q.dtype), DETERMINISTIC_SPLIT

@@ -158,7 +158,9 @@ def lengths_of(batch: int, length: int, ragged: int = 0) -> list[int]:
 
 def attention_candidates(model: str) -> Iterator[Candidate]:
     cases = importlib.import_module("runtime.bench.kernel_cases")
-    row_bytes = str(cases.MODELS[model].heads.head_dim * 2)
+    heads = cases.MODELS[model].heads
+    row_bytes = str(heads.head_dim * 2)
+    row_and_group = f"{row_bytes}x{heads.num_heads // heads.num_kv_heads}"
     token_shapes: dict[str, list[tuple[int, ...]]] = {
         "few": [(1, 1000), (8, 1000), (8, 7000)],
         "many": [(64, 1000), (256, 1000), (256, 600, RAGGED)],
@@ -167,7 +169,7 @@ def attention_candidates(model: str) -> Iterator[Candidate]:
         mode = "_deterministic" if deterministic else ""
         for size, shapes in token_shapes.items():
             for shape, config in itertools.product(shapes, _token_attention_configs(deterministic)):
-                key = f"{row_bytes}_{size}{mode}"
+                key = f"{row_and_group}_{size}{mode}"
                 yield Candidate(Problem("token_attention", key, model, shape, deterministic), config)
         key = row_bytes + mode
         problem = Problem("context_attention", key, model, (2, 4096), deterministic)
