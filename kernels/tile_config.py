@@ -20,6 +20,7 @@ from .attention_shapes import default_key_tile, padded_dim
 from .device import device_name
 
 _FEW_ROWS = 16  # of a decode batch that may not fill the device
+_UNMEASURED_PROGRAMS_PER_SM = 2
 _CONFIG_DIR = Path(__file__).parent / "configs"
 
 
@@ -94,8 +95,22 @@ def token_attention_config(
     if found := found or lookup(device, "token_attention", f"{row_bytes}_{rest}"):
         return TokenAttentionConfig(**found)
     return TokenAttentionConfig(
-        key_tile=default_key_tile(head_dim, dtype), num_warps=4, num_stages=3, programs_per_sm=2, min_share=1
+        key_tile=default_key_tile(head_dim, dtype),
+        num_warps=4,
+        num_stages=3,
+        programs_per_sm=_UNMEASURED_PROGRAMS_PER_SM,
+        min_share=1,
     )
+
+
+@functools.cache
+def most_programs_per_sm() -> int:
+    """Of token attention, the most that any device's table has: what its workspace is planned for."""
+    tables = [json.loads(path.read_text()) for path in _CONFIG_DIR.glob("*.json")]
+    found: list[int] = [
+        entry["programs_per_sm"] for table in tables for entry in table.get("token_attention", {}).values()
+    ]
+    return max([_UNMEASURED_PROGRAMS_PER_SM, *found])
 
 
 def context_attention_config(

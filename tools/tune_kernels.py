@@ -15,6 +15,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -170,11 +171,12 @@ def _measure(candidate: Candidate) -> dict[str, Any]:
 
 
 def _best_entries(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The table: per op and key the configuration with the smallest product of times over the key's shapes."""
+    """The table: per op and key the configuration with the smallest product of times over the key's shapes; of
+    attention also for all numbers of query heads together, for those that were not measured."""
     products: dict[tuple[str, str, str], tuple[int, float]] = {}
     for row in rows:
-        if "us" in row:
-            at = (row["op"], row["key"], json.dumps(row["config"]))
+        for key in sorted({row["key"], re.sub(r"^(\d+)x\d+_(few|many)", r"\1_\2", row["key"])} if "us" in row else ()):
+            at = (row["op"], key, json.dumps(row["config"]))
             count, product = products.get(at, (0, 1.0))
             products[at] = (count + 1, product * row["us"])
     most: dict[tuple[str, str], int] = {}

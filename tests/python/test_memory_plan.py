@@ -83,7 +83,7 @@ def test_what_changes_the_plan():
     usual = plan(h200())
     assert plan(h200(), max_num_batched_tokens=2048).parts["activations"] < usual.parts["activations"] / 3
     assert plan(h200(), deterministic=True).parts["attention"] > 2 * GIB  # a partial for each 256 tokens of context
-    assert usual.parts["attention"] < 3 * MIB
+    assert usual.parts["attention"] < 4 * MIB  # of the programs that the device has at most at a time
     assert plan(h200(), enforce_eager=True).graphs == 0 < usual.graphs
     assert plan(h200(used_bytes=20 * GIB)).kv_cache < usual.kv_cache - 19 * GIB
     assert plan(h200(), dtype="float32").weights == 2 * usual.weights

@@ -22,11 +22,11 @@ from runtime.engine.warm_up import SMALL_TENSORS_BYTES
 from runtime.kernels.attention_shapes import partials_size
 from runtime.kernels.peer_memory import PeerMemory
 from runtime.kernels.step_state import RowState, SampleWorkspace, StepInputs, StepOutputs
+from runtime.kernels.tile_config import most_programs_per_sm
 from runtime.parallel import copied_sums
 
 # Estimates of what no tensor shows, and what the comparison at start-up checks.
 _MODULE_BYTES = 160 << 20  # code that the driver loads as kernels are first launched, cuBLAS's included
-_PROGRAMS_PER_SM = 4  # of token attention, the most that a tile table has; a few MiB in all
 # NCCL's buffers for one connection: 512 KiB, 4800 KiB and 4 MiB of its three protocols (computeBuffSizes in init.cc) in
 # the driver's pieces of 2 MiB, and one such piece at the sender. A ring has a connection in each channel.
 _NCCL_CONNECTION_BYTES = 12 << 20
@@ -162,7 +162,7 @@ def _attention_bytes(model: TpPartBaseModel, config: EngineConfig, device: Devic
         model.tp_k_head_num_,
         model.head_dim_,
         max_len=model.max_model_len,
-        num_programs=_PROGRAMS_PER_SM * device.num_sms,
+        num_programs=most_programs_per_sm() * device.num_sms,
         deterministic=model.deterministic,
     ).num_bytes
 
