@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="runs of each")
     parser.add_argument("--tag", default="builtin", help="`model` of the row")
     parser.add_argument("--append", type=Path, metavar="FILE", help="add the row to a .jsonl file")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # ARGUMENT=VALUE may stand behind options
     load = load_of(args)
     given = {name: value_of(value) for name, _, value in (word.partition("=") for word in args.arguments)}
     arguments = {"device": "cpu", "seed": 0, **fit(load.requests), **given}

@@ -24,7 +24,10 @@ out=build/gpu minutes=3 models=llama-3.1-8b,qwen3-0.6b,bloom-7b1 parts=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --out) out=$2 && shift 2 ;;
-    --minutes) minutes=$2 && shift 2 ;;
+    --minutes)
+      [[ $2 =~ ^[1-9][0-9]*$ ]] || { echo "--minutes $2: a whole number of minutes, from 1 on" >&2 && exit 2; }
+      minutes=$2 && shift 2
+      ;;
     --models) models=$2 && shift 2 ;;
     *)
       if [[ " ${all_parts[*]} ${rank_parts[*]} " != *" $1 "* ]]; then
@@ -57,7 +60,7 @@ part_start_tests() { # what measures the device's memory needs it alone
 }
 part_tests() {
   run tests 420 python3 -m pytest -q -m gpu -n 8 --tb=short -p no:cacheprovider --ignore tests/python/test_start_gpu.py \
-    --ignore tests/python/test_tp_group.py --ignore tests/python/test_ranks_gpu.py tests
+    --ignore tests/python/test_tp_group.py --ignore tests/python/test_ranks_gpu.py tests/kernels tests/models tests/python
 }
 part_memcheck() { sanitize memcheck; }
 part_racecheck() { sanitize racecheck; }
