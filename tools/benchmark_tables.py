@@ -22,6 +22,7 @@ PAGES = (ROOT / "README.md", ROWS / "README.md")
 UNUSUAL = {"deterministic", "overlap", "nccl_max_ctas", "gap_p50_us"}
 MODELS = ("llama-3.1-8b", "qwen3-0.6b", "bloom-7b1")
 IN_README = ("llama-3.1-8b",)
+H200, H100 = FILES = ("gpu.jsonl", "gpu_h100.jsonl")
 Row = dict[str, Any]
 
 
@@ -30,17 +31,16 @@ def rows(name: str) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def usual() -> list[Row]:
+def usual(name: str = H200) -> list[Row]:
     """What scenarios took with the engine's defaults."""
-    found = rows("gpu.jsonl")
-    return [row for row in found if "scenario" in row and not UNUSUAL & row.keys()]
+    return [row for row in rows(name) if "scenario" in row and not UNUSUAL & row.keys()]
 
 
 def figure(row: Row) -> str:
     """What the scenario counts, with its unit."""
     if "tpot_ms" in row:
         return f"{row['tpot_ms']:.2f} ms"
-    if row["scenario"] in ("startup", "fixed_1024", "prefix_512"):
+    if row["scenario"].startswith(("startup", "fixed_1024", "prefix_512")):
         return f"{row['s']:.2f} s"
     return f"{row['tok_s']:,.0f} {row.get('counted', 'output')} tok/s"
 
@@ -65,26 +65,36 @@ def table(models: tuple[str, ...]) -> Iterator[str]:
                 yield f"| {model} | `{row['scenario']}` | {figure(row)} | {share(row)} | {theirs} | {share(peer)} |"
 
 
+def another_device() -> Iterator[str]:
+    """The same scenarios where there is no peer's figure."""
+    found = usual(H100)
+    yield f"| model | scenario | {found[0]['device']} | of its limit |"
+    yield "|---|---|---|---|"
+    for row in found:
+        yield f"| {row['model']} | `{row['scenario']}` | {figure(row)} | {share(row)} |"
+
+
 def gaps() -> Iterator[str]:
-    yield "| model | scenario | p50 | p99 | steps that the host queued late |"
-    yield "|---|---|---|---|---|"
-    for row in rows("gpu.jsonl"):
+    yield "| device | model | scenario | p50 | p99 | steps that the host queued late |"
+    yield "|---|---|---|---|---|---|"
+    for row in (row for name in FILES for row in rows(name)):
         if "gap_p50_us" in row and row["tp"] == 1:
-            late = f"{row['late_pct']:.1f} %"
-            yield f"| {row['model']} | `{row['scenario']}` | {row['gap_p50_us']} us | {row['gap_p99_us']} us | {late} |"
+            times = f"{row['gap_p50_us']} us | {row['gap_p99_us']} us | {row['late_pct']:.1f} %"
+            yield f"| {row['device']} | {row['model']} | `{row['scenario']}` | {times} |"
 
 
 def deterministic() -> Iterator[str]:
     """What `deterministic=True` costs in time."""
-    others = {(row["model"], row["scenario"]): row for row in usual() if row["tp"] == 1}
-    yield "| model | scenario | usual | deterministic | cost |"
-    yield "|---|---|---|---|---|"
-    for row in rows("gpu.jsonl"):
-        if "deterministic" in row:
-            other = others[row["model"], row["scenario"]]
-            key = "tpot_ms" if "tpot_ms" in row else "s"
-            cost = f"{100 * (row[key] / other[key] - 1):.0f} %"
-            yield f"| {row['model']} | `{row['scenario']}` | {figure(other)} | {figure(row)} | {cost} |"
+    yield "| device | model | scenario | usual | deterministic | cost |"
+    yield "|---|---|---|---|---|---|"
+    for name in FILES:
+        others = {(row["model"], row["scenario"]): row for row in usual(name) if row["tp"] == 1}
+        for row in rows(name):
+            if "deterministic" in row:
+                other = others[row["model"], row["scenario"]]
+                key = "tpot_ms" if "tpot_ms" in row else "s"
+                figures = f"{figure(other)} | {figure(row)} | {100 * (row[key] / other[key] - 1):.0f} %"
+                yield f"| {row['device']} | {row['model']} | `{row['scenario']}` | {figures} |"
 
 
 def ranks() -> Iterator[str]:
@@ -115,6 +125,7 @@ def filled(page: str) -> str:
     parts = {
         "gpu": table(MODELS),
         "gpu-short": table(IN_README),
+        "gpu-h100": another_device(),
         "gaps": gaps(),
         "deterministic": deterministic(),
         "ranks": ranks(),

@@ -248,13 +248,14 @@ class TestCompare:
     def test_benchmarks_beside_their_limits_and_peers(self, alone, tmp_path):
         limits = tmp_path / "limits.jsonl"
         limits.write_text(run("roofline", LLAMA_8B, "--device", "h100", "--json").stdout)
-        pairs = rows_of_pairs(run("compare", limits, ROWS / "gpu.jsonl", "--json", program=alone))
-        by_hand = json.loads(next(line for line in (ROWS / "gpu.jsonl").open() if "decode_b64" in line))
+        measured = ROWS / "gpu_h100.jsonl"
+        pairs = rows_of_pairs(run("compare", limits, measured, "--json", program=alone))
+        by_hand = json.loads(next(line for line in measured.open() if "decode_b64" in line))
         assert pairs["llama-3.1-8b decode_b64", "tpot_ms"]["ratio"] == pytest.approx(
             by_hand["pct_of_limit"] / 100, abs=1e-3
         )
 
-    @pytest.mark.parametrize("name", ["allreduce", "cpu", "gpu", "kernels", "peers"])
+    @pytest.mark.parametrize("name", ["allreduce", "cpu", "gpu", "gpu_h100", "kernels", "peers"])
     def test_a_file_equals_itself(self, name):
         pairs = rows_of_pairs(run("compare", ROWS / f"{name}.jsonl", ROWS / f"{name}.jsonl", "--json"))
         assert pairs and all(row["ratio"] in (None, 1.0) for row in pairs.values())
