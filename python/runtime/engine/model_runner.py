@@ -140,20 +140,25 @@ class ModelRunner:
         self._views: dict[str, torch.Tensor] = {}
         self._input_ids = self.inputs.input_ids[:0]
         self._scorer = Scorer()
-        self._workspace: SampleWorkspace | None = None
-        self._transfers: Transfers
-        if self.is_async:
-            self._transfers = CudaTransfers(num_plan_buffers, plan_capacity, max_num_seqs, self.device)
-            if self._tp.rank == 0:
-                self._workspace = SampleWorkspace.allocate(
-                    max_num_seqs=max_num_seqs, vocab_size=model.vocab_size, device=self.device
-                )
-        else:
-            self._transfers = HostTransfers(num_plan_buffers, plan_capacity, max_num_seqs)
+        self._transfers = self._make_transfers(num_plan_buffers, plan_capacity)
+        self._workspace = self._make_workspace()
         # rank 0 alone samples
         self._masks = MaskTransfers(self.rows, num_plan_buffers) if self._tp.rank == 0 else None
         self._tier = make_tier(model.mem_manager.kv_cache, num_host_blocks)
         self._graphs = None if enforce_eager else self.make_graphs()
+
+    def _make_transfers(self, num_plan_buffers: int, plan_capacity: int) -> Transfers:
+        if self.is_async:
+            return CudaTransfers(num_plan_buffers, plan_capacity, self.max_num_seqs, self.device)
+        return HostTransfers(num_plan_buffers, plan_capacity, self.max_num_seqs)
+
+    def _make_workspace(self) -> SampleWorkspace | None:
+        """What Triton's sampler needs, where there is one."""
+        if not self.is_async or self._tp.rank > 0:
+            return None
+        return SampleWorkspace.allocate(
+            max_num_seqs=self.max_num_seqs, vocab_size=self.model.vocab_size, device=self.device
+        )
 
     @property
     def is_async(self) -> bool:
