@@ -178,14 +178,17 @@ class EngineConfig:
 
     @property
     def is_builtin(self) -> bool:
+        """No model was named."""
         return self.model is None
 
     @property
     def model_dir(self) -> Path:
+        """The model's folder, the built-in one where none was named."""
         return BUILTIN_MODEL if self.model is None else Path(self.model)
 
     @property
     def tokenizer_dir(self) -> Path:
+        """The tokenizer's folder."""
         return self.model_dir if self.tokenizer is None else Path(self.tokenizer)
 
     def for_device(self, kind: str) -> EngineConfig:
@@ -198,9 +201,11 @@ class EngineConfig:
         return "none" if self.deterministic else self.all_reduce_overlap
 
     def resolve_num_batched_tokens(self, device: str) -> int:
+        """The limit on a "cpu" or "cuda" device."""
         return self.max_num_batched_tokens or _DEFAULT_NUM_BATCHED_TOKENS[device]
 
     def resolve_step_timeout(self, device: str) -> float:
+        """Seconds on a "cpu" or "cuda" device."""
         return self.step_timeout or _DEFAULT_STEP_TIMEOUT[device]
 
 

@@ -44,6 +44,7 @@ class LineProcess:
         return None
 
     def stop(self) -> None:
+        """Kills it and waits for its end. Idempotent."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

@@ -212,18 +212,22 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
+        """The model's; None with skip_tokenizer_init=True."""
         return self._engine.tokenizer
 
     @property
     def config(self) -> EngineConfig:
+        """The arguments, with what depends on the device decided."""
         return self._engine.config
 
     @property
     def max_model_len(self) -> int:
+        """Longest context in tokens, prompt and output together."""
         return self._engine.max_model_len
 
     @property
     def vocab_size(self) -> int:
+        """Token ids run below it."""
         return self._engine.vocab_size
 
     @property
@@ -233,6 +237,7 @@ class LLM:
 
     @property
     def dtype(self) -> str:
+        """Of weights and activations, such as "bfloat16"."""
         return self._engine.dtype
 
     @property

@@ -113,9 +113,11 @@ class Tokenizer:
             raise InvalidRequestError("prompt", message=f"the prompt cannot be tokenised: {error}") from None
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
 
     def token_to_id(self, token: str) -> int | None:
+        """None for what is no token as a whole."""
         found = self._tokenizer.token_to_id(token)
         return None if found is None else int(found)
 

@@ -12,6 +12,7 @@ from runtime import LLM, SamplingParams
 from runtime.errors import ConfigError, InvalidRequestError
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
+ENDLESS = SamplingParams(max_tokens=200, ignore_eos=True)  # longer than any of these tests looks
 PROMPTS = ["the quick", "brown fox jumps over the lazy dog " * 3, "é€😀", "x"]
 
 
@@ -64,9 +65,19 @@ def test_stream_adds_up_to_the_result(llm):
 
 
 def test_leaving_a_stream_early_aborts_the_request(llm, wait_until_idle):
-    for _ in llm.stream("the", SamplingParams(max_tokens=200, ignore_eos=True)):
-        break
+    chunk = next(llm.stream("the", ENDLESS))
     wait_until_idle(llm)
+    assert chunk.output.outputs[0].finish_reason == "abort"
+
+
+def test_leaving_an_asynchronous_stream_early_aborts_the_request(llm, wait_until_idle):
+    async def first():
+        async for chunk in llm.agenerate("the", ENDLESS):
+            return chunk
+
+    chunk = asyncio.run(first())
+    wait_until_idle(llm)
+    assert chunk.output.outputs[0].finish_reason == "abort"
 
 
 def test_agenerate_streams_in_asyncio(llm):
@@ -267,7 +278,8 @@ def test_dummy_weights_need_config_json_alone(tiny_llama, tmp_path):
     assert runs[0] == runs[1] != runs[2]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_dtypes(tiny_llama, dtype):
+@pytest.mark.parametrize("dtype, weight_bytes", [("bfloat16", 2), ("float32", 4)])
+def test_dtypes(tiny_llama, reference, dtype, weight_bytes):
     with LLM(str(tiny_llama), dtype=dtype) as llm:
+        assert llm.dtype == dtype and llm.memory.plan.weights == weight_bytes * reference.num_parameters()
         assert len(llm.generate("the", GREEDY)[0].outputs[0].token_ids) > 0

@@ -83,8 +83,8 @@ class TestDeadline:
         assert all(completion.closed for completion in handle.completions)
 
     def test_a_request_in_time_is_untouched(self, llm):
-        handle = llm.submit([1, 2, 3], SHORT, deadline_s=60)
-        assert handle.result(60).finished
+        completion = llm.submit([1, 2, 3], SHORT, deadline_s=60).result(60).outputs[0]
+        assert completion.finish_reason == "length" and len(completion.token_ids) == 3
 
     def test_each_expires_once_in_the_order_of_time(self):
         class Handle:

@@ -33,6 +33,7 @@ class StepClock:
         self.clear()
 
     def clear(self) -> None:
+        """Forgets what was written down, such as of a warm-up."""
         self.starts: list[float] = []
         self.steps: list[Step] = []
         self.features: list[_core.StepFeatures] = []  # with a log only
@@ -41,6 +42,7 @@ class StepClock:
         self.gaps = GapLog()
 
     def add(self, phase: str, since: float) -> None:
+        """A phase that began at `since`, in seconds of time.perf_counter(), ends now."""
         self.phases[phase].append(time.perf_counter() - since)
 
     def decode_steps(self, batch: int) -> list[tuple[float, dict[str, float]]]:

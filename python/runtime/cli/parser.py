@@ -47,6 +47,7 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse; a flag or argument that nobody knows is refused by the verb that was chosen."""
         given = list(sys.argv[1:] if args is None else args)
         if self.default_verb and given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
             given.insert(0, self.default_verb)

@@ -30,7 +30,10 @@ def batch_buckets(max_num_seqs: int) -> list[int]:
 
 
 class Replayable(Protocol):
-    def replay(self) -> None: ...
+    """A captured graph, or what stands for one in a test."""
+
+    def replay(self) -> None:
+        """Queues the captured work on the current stream."""
 
 
 class DecodeGraphs:

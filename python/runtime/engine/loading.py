@@ -46,6 +46,7 @@ class LoadedModel:
 
     @property
     def max_model_len(self) -> int:
+        """Longest context in tokens, as far as the KV cache holds it."""
         return self.model.max_model_len
 
     @property
@@ -99,6 +100,7 @@ class LoadedModel:
         return scheduler
 
     def make_runner(self, runner_class: type[ModelRunner], *, num_plan_buffers: int, plan_capacity: int) -> ModelRunner:
+        """A runner of that class, at this config's limits; buffers as `ModelRunner` says."""
         return runner_class(
             self.model,
             max_num_seqs=self.config.max_num_seqs,

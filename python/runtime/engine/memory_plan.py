@@ -63,6 +63,7 @@ class MemoryPlan:
         return self.kv_blocks // -(-self.max_model_len // self.block_size)
 
     def as_dict(self) -> dict[str, Any]:
+        """Its fields and what follows from them, as JSON."""
         derived = {"kv_cache": self.kv_cache, "total": self.total, "max_sequences": self.max_sequences}
         return {**asdict(self), **derived}
 

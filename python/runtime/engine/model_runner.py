@@ -60,6 +60,7 @@ class Step:
 
     @property
     def is_done(self) -> bool:
+        """Whether its results are on the host; never waits."""
         return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
 
     def wait(self, timeout_s: float, tp_group: TpGroup) -> None:
@@ -176,6 +177,7 @@ class ModelRunner:
         return self._transfers.words
 
     def make_graphs(self) -> DecodeGraphs | None:
+        """The graphs of decode steps, not captured yet; None on a CPU."""
         return DecodeGraphs(self, self._transfers.device_outputs(0)) if self.is_async else None
 
     @torch.inference_mode()
@@ -290,6 +292,7 @@ class ModelRunner:
 
     @property
     def is_copying(self) -> bool:
+        """Whether a copy between device and CPU tier is under way."""
         return self._tier is not None and self._tier.is_busy
 
     def wait_for_copies(self, timeout_s: float) -> None:
@@ -302,9 +305,11 @@ class ModelRunner:
             time.sleep(_POLL_S)
 
     def prepare(self, plan: torch.Tensor) -> None:
+        """Applies a plan (int32, on the device) to the rows, and writes the step inputs."""
         ops.prepare_step(plan, self.rows, self.inputs)
 
     def forward(self, input_ids: torch.Tensor, infer_state: InferStateInfo) -> torch.Tensor:
+        """Logits [rows of the step or of `logits_index`, vocab], in the model's dtype."""
         return self.model.run(input_ids, infer_state)
 
     def sample(self, logits: torch.Tensor, outputs: StepOutputs, *, greedy_only: bool) -> None:

@@ -40,10 +40,12 @@ class Peers:
 
     @property
     def rank(self) -> int:
+        """This one's number."""
         return self.tp_group.rank
 
     @property
     def size(self) -> int:
+        """How many there are."""
         return self.tp_group.size
 
     def gathered(self, values: Mapping[str, float]) -> list[dict[str, float]]:
