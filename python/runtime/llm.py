@@ -68,6 +68,8 @@ class LLM:
         enforce_eager: bool = False,
         step_timeout: float | None = None,
         max_queued_requests: int | None = None,
+        all_reduce_overlap: str = "none",
+        event_log: str | os.PathLike[str] | None = None,
         log_level: str | None = None,
         **unknown: Any,
     ) -> None:

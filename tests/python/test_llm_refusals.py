@@ -1,8 +1,12 @@
 """Prompts, arguments and folders that `LLM` refuses, in words that help."""
 
+import dataclasses
+import inspect
+
 import pytest
 
 from runtime import LLM, SamplingParams
+from runtime.config import EngineConfig
 from runtime.errors import CapacityError, ConfigError, InvalidRequestError, ModelFormatError, ModelNotFoundError
 
 
@@ -61,6 +65,12 @@ def test_bad_prompts_are_refused(llm, prompt, sentence):
 def test_bad_arguments_are_refused(tiny_llama, arguments, sentence):
     with pytest.raises(ConfigError, match=sentence):
         LLM(str(tiny_llama), **arguments)
+
+
+def test_the_signature_has_every_argument_and_its_default():
+    parameters = list(inspect.signature(LLM).parameters.values())[:-1]  # the last one takes unknown names
+    given = {one.name: one.default for one in parameters}
+    assert given == {field.name: field.default for field in dataclasses.fields(EngineConfig)}
 
 
 def test_a_pool_that_is_too_small(tiny_llama):
