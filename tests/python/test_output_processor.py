@@ -19,7 +19,8 @@ class Bytes:
 
 
 class Step:
-    launched_at = 0.0
+    def __init__(self, launched_at):
+        self.launched_at = launched_at
 
     def logprobs(self, row, num_top):
         return [row], [-0.5]
@@ -61,8 +62,8 @@ class Fixture:
         self.next_id += 1
         return handle
 
-    def step(self, *events, **options):
-        self.outputs.process(result(*events, **options), Step())
+    def step(self, *events, launched_at=0.0, **options):
+        self.outputs.process(result(*events, **options), Step(launched_at))
 
 
 @pytest.fixture
@@ -88,6 +89,13 @@ def test_tokens_arrive_in_order_and_the_end_is_final(engine):
     assert b.result(0).outputs[0].token_ids == [120, 121, 122]
     assert engine.outputs.num_live == 0
     assert [completion.request_id for completion in engine.started] == [0, 1]
+
+
+def test_the_time_in_the_queue_ends_with_the_first_start(engine):
+    handle = engine.submit()
+    engine.step((0, 72), started=[0], launched_at=handle.arrived_at + 2.0)
+    engine.step((0, 105, 2), started=[0], launched_at=handle.arrived_at + 9.0)  # it had been preempted
+    assert handle.result(0).metrics.queue_s == pytest.approx(2.0)
 
 
 def test_a_stop_string_tells_the_scheduler_and_ignores_what_comes_later(engine):
