@@ -195,8 +195,9 @@ def test_a_streamed_stop_string_never_shows(llm):
     whole = stop_text(llm)
     stop = whole.text[10:14]
     params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, stop=[stop])
-    deltas = [chunk.delta for chunk in llm.stream("the quick brown", params)]
-    assert "".join(deltas) == whole.text[: whole.text.find(stop)]
+    *before, last = llm.stream("the quick brown", params)
+    assert "".join(chunk.delta for chunk in (*before, last)) == whole.text[: whole.text.find(stop)]
+    assert last.stop_reason == stop and {chunk.stop_reason for chunk in before} == {None}
 
 
 def test_a_stop_token_ends_the_output(llm):
