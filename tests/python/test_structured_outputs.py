@@ -79,3 +79,9 @@ def test_a_dict_and_an_object_mean_the_same():
         for one in ({"json": schema}, {"json": json.dumps(schema)}, StructuredOutputsParams(json=schema))
     ]
     assert len({(one.kind, one.text) for one in found}) == 1
+
+
+def test_a_choice_that_is_named_twice_counts_once():
+    once, twice = (StructuredOutputsParams(choice=one) for one in (["b", "a"], ["b", "a", "b", "a"]))
+    assert once.text == twice.text  # so they share a compiled grammar
+    assert StructuredOutputsParams(choice=[str(i % 4096) for i in range(8192)]).kind == "choice"
