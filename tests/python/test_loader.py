@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,6 +126,8 @@ def test_dummy_weights_need_config_json_only(folder):
     (folder / "model.safetensors").unlink()
     first, again, other = (load(folder, load_format="dummy", seed=seed) for seed in (1, 1, 2))
     assert torch.equal(logits(first), logits(again)) and not torch.equal(logits(first), logits(other))
+    layers = first.trans_layers_weight
+    assert not torch.equal(layers[0].o_proj.weight, layers[1].o_proj.weight)
     norm, down = first.pre_post_weight.final_norm.weight, first.trans_layers_weight[0].down_proj.weight
     assert (norm - 1).abs().max() < 0.2 and 0.01 < down.std() < 0.03
 
@@ -174,7 +177,12 @@ def test_links_out_of_the_folder_are_refused_but_the_hub_cache_is_not(folder, tm
     (folder / "model.safetensors").symlink_to(outside)
     assert "model.safetensors is a link that leaves" in refusal(ModelFormatError, load, folder)
     snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
-    snapshot.mkdir(parents=True), blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "config.json").write_text((folder / "config.json").read_text())
+    (snapshot / "config.json").symlink_to(Path("..", "..", "config.json"))  # no cache: it has no blobs
+    assert "config.json is a link that leaves" in refusal(ModelFormatError, load, snapshot)
+    (snapshot / "config.json").unlink()
+    blobs.mkdir()
     for name in ("config.json", "model.safetensors"):
         source = outside if name == "model.safetensors" else folder / name
         source.rename(blobs / name)

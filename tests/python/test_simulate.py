@@ -192,6 +192,13 @@ class TestSimulate:
             simulate, workload, settings(num_blocks=1)
         )
 
+    def test_a_gap_of_more_than_a_second_is_no_good(self):
+        workload = Workload(prompt=("fixed", 10), output=("fixed", 5), num_requests=3, concurrency=1)
+        slow = StepTimes(buckets=((1, 2.0, 0.0, 0.0),), source="two seconds")
+        fast, slow = (simulate(workload, settings(step_times=times)).figures for times in (MILLISECOND, slow))
+        assert fast["goodput_without_1s_gap_per_s"] == pytest.approx(fast["requests_per_s"]) and fast["steps"] > 0
+        assert slow["requests_done"] == 3 and slow["goodput_without_1s_gap_per_s"] == 0.0
+
     def test_a_workload_without_arrivals_is_refused(self):
         workload = Workload(prompt=("fixed", 20), output=("fixed", 5), name="mine")
         assert "workload mine has no rate of its own (give --rate R" in refusal(simulate, workload, settings())
