@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import runtime
+from runtime.cli import doctor
 from runtime.cli.main import VERBS, main
 
 
@@ -107,6 +108,18 @@ def test_doctor(run):
     assert code == 0 and {"python", "torch", "triton", "driver", "gpus", "shm", "open files"} <= set(findings)
     assert all(row["status"] in ("OK", "WARN") for row in findings.values())
     assert run("doctor")[1].startswith("OK   python")
+
+
+def test_doctor_fails_with_the_fix_where_something_is_too_old_or_cannot_be_asked(run, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.10.1+cpu")
+    code, out, _ = run("doctor")
+    assert code == 69 and "FAIL torch        2.10.1+cpu; pip install 'torch>=2.11'" in out.splitlines()
+    monkeypatch.setattr(torch, "__version__", "2.11.0")
+    monkeypatch.setattr(doctor, "CHECKS", {"python": doctor.CHECKS["python"], "broken": lambda: 1 // 0})
+    code, out, _ = run("doctor")
+    assert code == 69 and out.splitlines()[1].startswith("FAIL broken       ZeroDivisionError: ")
+    monkeypatch.setattr(doctor, "CHECKS", {"shm": lambda: (doctor.WARN, "little", "give it more")})
+    assert run("doctor")[:2] == (0, "WARN shm          little; give it more\n")
 
 
 def test_version(run):
