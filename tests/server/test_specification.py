@@ -97,7 +97,8 @@ def _as_served(schemas, name, tools):
         kept["prompt"] = {"anyOf": [TEXT, {"type": "array", "minItems": 1, "maxItems": 4, "items": TEXT}]}
     kept["n"] = {"type": "integer", "minimum": 1, "maximum": 3}
     kept["logit_bias"] = {"type": "object", "propertyNames": {"pattern": "^[1-9][0-9]$"}, "additionalProperties": BIAS}
-    kept["max_tokens"] = {"type": "integer", "minimum": 1, "maximum": 8}  # the model is real, and a core is shared
+    few = {"type": "integer", "minimum": 1, "maximum": 8}  # the model is real, and a core is shared
+    kept |= {limit: few for limit in ("max_tokens", "max_completion_tokens") if limit in kept}
     return {"type": "object", "properties": kept, "required": [*required, "max_tokens"]}
 
 
