@@ -2,14 +2,17 @@
 
 import ctypes
 import ctypes as c
+import json
 import os
 import re
 import signal
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 from ranks import rank_pids, wait_until
+from structured_cases import REFUSED_FORMS
 
 import runtime
 from runtime import LLM, SamplingParams
@@ -44,6 +47,18 @@ class Prompt(c.Structure):
     _fields_ = [("text", c.c_char_p), ("token_ids", c.POINTER(c.c_int32)), ("num_token_ids", c.c_size_t)]
 
 
+class StructuredOutputs(c.Structure):
+    _fields_ = [
+        ("json", c.c_char_p),
+        ("regex", c.c_char_p),
+        ("grammar", c.c_char_p),
+        ("choice", c.POINTER(c.c_char_p)),
+        ("num_choice", c.c_size_t),
+        ("json_object", c.c_bool),
+        ("disable_any_whitespace", c.c_bool),
+    ]
+
+
 class Request(c.Structure):
     _fields_ = [
         ("prompt", Prompt),
@@ -75,6 +90,7 @@ class Request(c.Structure):
         ("tenant", c.c_char_p),
         ("deadline_s", c.POINTER(c.c_double)),
         ("cache_salt", c.c_char_p),
+        ("structured_outputs", c.POINTER(StructuredOutputs)),
     ]
 
 
@@ -222,6 +238,68 @@ def test_optional_fields_and_lists(lib, engine):
     request = lib.request("", temperature=0.0)
     request.prompt = Prompt(None, token_ids, 2)
     assert lib.read(engine, lib("submit", engine, request, None))[1]["metrics"]
+
+
+def form(given: dict[str, object]) -> StructuredOutputs:
+    """A dict of Python's in C."""
+    made = StructuredOutputs()
+    for name, value in given.items():
+        if name == "choice":
+            made.choice = (c.c_char_p * len(value))(*(text.encode() for text in value))
+            made.num_choice = len(value)
+        elif isinstance(value, dict):
+            setattr(made, name, json.dumps(value).encode())
+        else:
+            setattr(made, name, value.encode() if isinstance(value, str) else value)
+    return made
+
+
+SAID_IN_C = {
+    "json": (str, dict),
+    "regex": str,
+    "grammar": str,
+    "choice": list,
+    "json_object": bool,
+    "disable_any_whitespace": bool,
+}
+
+
+def can_be_said_in_c(given: object) -> bool:
+    """Also as UTF-8, and a schema as JSON."""
+    try:
+        json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError):
+        return False
+    return isinstance(given, dict) and all(isinstance(value, SAID_IN_C.get(name, ())) for name, value in given.items())
+
+
+def test_answers_have_the_form_that_is_asked_for(lib, engine):
+    schema = {
+        "type": "object",
+        "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["sum"],
+        "additionalProperties": False,
+    }
+    for given in ({"json": schema}, {"json": schema, "disable_any_whitespace": True}):
+        request = lib.request("12+35=", temperature=0.0, max_tokens=200)
+        request.structured_outputs = c.pointer(form(given))
+        text, last = lib.read(engine, lib("submit", engine, request, None))
+        assert last["finish"] == 1
+        jsonschema.validate(json.loads(text), schema)
+
+
+IN_C = [case for case in REFUSED_FORMS if can_be_said_in_c(case[0])]
+
+
+@pytest.mark.parametrize("given, param, words", IN_C, ids=range(len(IN_C)))
+def test_a_bad_form_is_refused_as_in_python(lib, engine, given, param, words):
+    request = lib.request("12+35=")
+    request.structured_outputs = c.pointer(form(given))
+    request_id = lib("submit", engine, request, None)
+    with pytest.raises(Failure, match=words) as refused:
+        lib.read(engine, request_id)
+    fields = refused.value.fields
+    assert (fields["code"], fields["param"]) == ("invalid_request", param)
 
 
 def test_polling_and_abort(lib, engine):
