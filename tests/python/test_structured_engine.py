@@ -1,13 +1,17 @@
 """Answers have the form that was asked for, however they are scheduled, and neighbours notice nothing."""
 
+import contextlib
 import json
 import os
 import random
 import re
+import signal
 import threading
+from pathlib import Path
 
 import pytest
 from random_schemas import random_object, random_schema
+from ranks import stat, wait_until
 
 from runtime import LLM, SamplingParams, StructuredOutputsParams
 from runtime.engine import Knobs
@@ -253,3 +257,98 @@ def test_without_the_library_or_a_tokenizer_the_error_says_what_to_do(tiny_llama
         with pytest.raises(ConfigError, match=r"pip install 'runtime-llm\[structured\]'"):
             ask(llm, {"regex": "a"})
         assert llm.generate({"prompt_token_ids": PROMPT})[0].finished
+
+
+def test_the_library_builds_nothing_before_a_form_is_asked_for_and_only_those_wait(tiny_llama, monkeypatch):
+    """The builder is held up: what needs no grammar starts and runs meanwhile."""
+    llguidance = pytest.importorskip("llguidance")
+    has_begun, may_build = threading.Event(), threading.Event()
+    build = llguidance.LLTokenizer
+
+    def held(*arguments):
+        has_begun.set()
+        assert may_build.wait(60)
+        return build(*arguments)
+
+    monkeypatch.setattr(llguidance, "LLTokenizer", held)
+    with LLM(str(tiny_llama), **SMALL) as llm:
+        assert llm.generate({"prompt_token_ids": PROMPT})[0].finished and not has_begun.is_set()
+        params = SamplingParams(structured_outputs={"choice": ["well"]}, max_tokens=9)
+        waiting = [llm.submit({"prompt_token_ids": PROMPT}, params) for _ in range(3)]
+        assert has_begun.wait(60)
+        assert llm.generate({"prompt_token_ids": PROMPT})[0].finished
+        assert not any(handle.done for handle in waiting)
+        may_build.set()
+        assert {handle.result(timeout=60).outputs[0].text for handle in waiting} == {"well"}
+
+
+def test_a_tokenizer_that_the_library_cannot_use_is_the_requests_error(tiny_llama, monkeypatch):
+    llguidance = pytest.importorskip("llguidance")
+
+    def refuse(*arguments):
+        raise ValueError("no such tokenizer")
+
+    monkeypatch.setattr(llguidance, "LLTokenizer", refuse)
+    with LLM(str(tiny_llama), **SMALL) as llm:
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="cannot be used with this model's tokenizer"):
+                ask(llm, {"regex": "a"})
+        assert llm.generate({"prompt_token_ids": PROMPT})[0].finished
+
+
+def workers(besides=frozenset()):
+    """Processes that try grammars: those that build, of this process, and the forks of these that try."""
+    found = {}
+    for pid in (int(entry.name) for entry in Path("/proc").glob("[0-9]*")):
+        with contextlib.suppress(OSError):
+            if b"grammar_worker" in Path(f"/proc/{pid}/cmdline").read_bytes() and (fields := stat(pid)):
+                found[pid] = int(fields[1])
+    builders = {pid for pid, parent in found.items() if parent == os.getpid()} - besides
+    return builders, {pid for pid, parent in found.items() if parent in builders}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_what_a_fatal_grammar_ends_is_there_again_for_the_next_one(tiny_llama):
+    """Its process is lost, and the one that built the tokenizer is not; nor when that happens while it is idle."""
+    others, _ = workers()
+    with LLM(str(tiny_llama), **SMALL) as llm:
+        assert ask(llm, {"choice": ["a"]}).outputs[0].text == "a"
+        builders, trying = workers(others)
+        assert len(builders) == len(trying) == 1
+        with pytest.raises((InvalidRequestError, CapacityError)):
+            ask(llm, HOSTILE["endless to compile"])
+        assert ask(llm, {"choice": ["b"]}).outputs[0].text == "b"
+        found, trying_now = workers(others)
+        assert found == builders and trying_now.isdisjoint(trying)
+        for process in trying_now:
+            os.kill(process, signal.SIGKILL)
+        assert ask(llm, {"choice": ["c"]}).outputs[0].text == "c"
+        assert workers(others)[0] == builders
+        for process in builders:
+            os.kill(process, signal.SIGKILL)
+        assert wait_until(lambda: not workers(others)[0], 10.0)
+        assert ask(llm, {"choice": ["d"]}).outputs[0].text == "d"
+    assert wait_until(lambda: workers(others) == (set(), set()), 10.0)
+
+
+def test_a_form_that_is_known_does_not_wait_for_one_that_is_compiled(llm, monkeypatch):
+    llguidance = pytest.importorskip("llguidance")
+    may_compile, matcher = threading.Event(), llguidance.LLMatcher
+
+    class Held:
+        grammar_from_regex = staticmethod(matcher.grammar_from_regex)
+
+        def __new__(cls, *arguments, **options):
+            assert may_compile.wait(60)
+            return matcher(*arguments, **options)
+
+    assert ask(llm, {"choice": ["known"]}).outputs[0].text == "known"
+    monkeypatch.setattr(llguidance, "LLMatcher", Held)
+    held = [
+        llm.submit({"prompt_token_ids": PROMPT}, SamplingParams(structured_outputs={"regex": f"[ab]{{{i}}}"}))
+        for i in range(3, 6)
+    ]
+    assert ask(llm, {"choice": ["known"]}).outputs[0].text == "known"
+    assert not any(handle.done for handle in held)
+    may_compile.set()
+    assert [len(handle.result(timeout=60).outputs[0].text) for handle in held] == [3, 4, 5]

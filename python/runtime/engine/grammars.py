@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -10,12 +11,11 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.engine.constraint import NAME, refusal
-from runtime.errors import CapacityError, ConfigError, InvalidRequestError, RequestAborted, for_this_caller
-from runtime.line_process import LineProcess
+from runtime.engine.constraint import refusal
+from runtime.engine.grammar_trials import GrammarTrials
+from runtime.errors import ConfigError, InvalidRequestError, RequestAborted, for_this_caller
 from runtime.log import get_logger
 
 if TYPE_CHECKING:
@@ -40,9 +40,6 @@ LIMITS: dict[str, Any] = {
 MAX_CACHED = 256
 MAX_CACHED_CHARS = 1 << 20
 
-_WORKER = Path(__file__).with_name("grammar_worker.py")
-_START_TIMEOUT_S = 60.0
-_TRIAL_TIMEOUT_S = 0.9  # the worker's own limit is of CPU time; this one is met where cores are short
 _STACK_BYTES = 64 << 20  # more than the main thread of the worker has: what it survived does not end this process
 _WHITESPACE = r"[ \t\n\r]{0,32}"  # never endless
 _NICE = 5
@@ -54,6 +51,7 @@ class GrammarCompiler:
     """Makes matchers from forms of outputs. Any thread may call it.
 
     A grammar is tried in a child process first, which it may hang or crash, and then compiled here, without the GIL.
+    Nothing is built or started before the first of `prepare` and `compile`, and then by a thread of this.
 
     Args:
         tokenizer: the model's; None: it has none here.
@@ -65,37 +63,29 @@ class GrammarCompiler:
         self._jobs: queue.SimpleQueue[tuple[StructuredOutputsParams, Done]] = queue.SimpleQueue()
         self._cache = _Cache()
         self._closing = threading.Event()
+        self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         if self._why_not is None and tokenizer is not None:
-            self._lock = threading.Lock()
-            self._start_line = json.dumps(
-                {
-                    "tokenizer": tokenizer.to_json(),
-                    "vocab_size": vocab_size,
-                    "eos_token_ids": list(eos_token_ids),
-                    "limits": LIMITS,
-                }
-            )
-            self._load(tokenizer.to_json(), vocab_size, list(eos_token_ids))
+            self._vocabulary = _Vocabulary(tokenizer, vocab_size, list(eos_token_ids))
 
-    def _load(self, tokenizer: str, vocab_size: int, eos_token_ids: list[int]) -> None:
-        # before the engine is ready: it takes most of a second for a vocabulary of 128k, and keeps the GIL
-        import llguidance
-
-        self._limits = llguidance.LLParserLimits(**LIMITS)
-        try:
-            self._tokenizer = llguidance.LLTokenizer(tokenizer, vocab_size, eos_token_ids)
-        except Exception as error:
-            self._why_not = ConfigError(f"structured_outputs cannot be used with this model's tokenizer: {error}"[:300])
+    def prepare(self) -> None:
+        """Has the first request wait for less; returns at once."""
+        if self._why_not is None:
+            self._start_threads()
 
     def compile(self, form: StructuredOutputsParams, done: Done) -> None:
-        """Queues it; `done` is called once, by another thread, with a matcher at its start or with the error.
+        """Has `done` called once, with a matcher at its start or with the error: at once for a form that was compiled
+        before, which waits for no other, else by another thread.
 
         Raises:
             ConfigError: structured_outputs cannot be used here.
         """
         if self._why_not is not None:
             raise for_this_caller(self._why_not)
+        known = None if self._closing.is_set() else self._cache.get(_key(form))
+        if known is not None:
+            _tell(known, done)
+            return
         self._jobs.put((form, done))
         self._start_threads()
         if self._closing.is_set():
@@ -128,95 +118,95 @@ class GrammarCompiler:
     # ---- a compiling thread -----------------------------------------------------------------
 
     def _run(self) -> None:
+        trials = GrammarTrials(lambda: self._vocabulary.start_line)
+        if not self._jobs.empty():
+            trials.start()  # beside what is built here
+        with contextlib.suppress(ConfigError):  # each request is told
+            self._vocabulary.build()
         with contextlib.suppress(OSError, AttributeError):  # behind the engine's thread where cores are short
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        trials = _Trials(self._start_line)
         while not self._closing.is_set():
             with contextlib.suppress(queue.Empty):
                 form, done = self._jobs.get(timeout=0.2)
                 self._do(form, done, trials)
         trials.stop()
 
-    def _do(self, form: StructuredOutputsParams, done: Done, trials: _Trials) -> None:
-        matcher, error = None, None
-        try:
-            matcher = self._matcher(form, trials).deep_copy()
-        except Exception as found:
-            error = found
-        try:
-            done(matcher, error)
-            trials.start()
-        except Exception:
-            logger.exception("a request with structured_outputs failed")
-
-    def _matcher(self, form: StructuredOutputsParams, trials: _Trials) -> llguidance.LLMatcher:
-        """At its start; not to be used but to be copied."""
-        key = (form.kind, form.text, form.disable_any_whitespace)
-        found = self._cache.get(key)
+    def _do(self, form: StructuredOutputsParams, done: Done, trials: GrammarTrials) -> None:
+        found: llguidance.LLMatcher | Exception | None = self._cache.get(_key(form))
         if found is None:
             try:
                 found = self._compile(_grammar_of(form), trials)
-            except InvalidRequestError as error:  # kept too: it would be as slow the next time
+            except Exception as error:
                 found = error
-            self._cache.put(key, found)
-        if isinstance(found, InvalidRequestError):
-            raise for_this_caller(found)
-        return found
+            if not isinstance(found, Exception) or isinstance(found, InvalidRequestError):  # as slow the next time
+                self._cache.put(_key(form), found)
+        _tell(found, done)
 
-    def _compile(self, grammar: str, trials: _Trials) -> llguidance.LLMatcher:
-        import llguidance
+    def _compile(self, grammar: str, trials: GrammarTrials) -> llguidance.LLMatcher:
+        from llguidance import LLMatcher, LLParserLimits
 
+        tokenizer = self._vocabulary.build()
         trials.check(grammar)
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
         if matcher.is_error():
             raise refusal(matcher.get_error())
         return matcher
 
 
-class _Trials:
-    """The child process of one thread."""
+class _Vocabulary:
+    """The tokenizer in llguidance's form, built once, by whoever comes first."""
 
-    def __init__(self, start_line: str) -> None:
-        self._start_line = start_line
-        self._process: LineProcess | None = None
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int]) -> None:
+        self._given = tokenizer, vocab_size, eos_token_ids
+        self._lock = threading.Lock()
+        self._built: llguidance.LLTokenizer | ConfigError | None = None
 
-    def start(self) -> LineProcess:
-        """The process, which may have to be started again after a grammar has ended it."""
-        if self._process is None:
-            process = LineProcess(_WORKER)
-            if process.ask(self._start_line, _START_TIMEOUT_S) is None:
-                process.stop()
-                raise CapacityError("the process that tries grammars did not start", hint="is there memory left?")
-            self._process = process
-        return self._process
+    @functools.cached_property
+    def start_line(self) -> str:
+        """What a process needs to build the same."""
+        tokenizer, vocab_size, eos_token_ids = self._given
+        given = {"tokenizer": tokenizer.to_json(), "vocab_size": vocab_size, "eos_token_ids": eos_token_ids}
+        return json.dumps({**given, "limits": LIMITS})
 
-    def check(self, grammar: str) -> None:
-        """Tries one.
+    def build(self) -> llguidance.LLTokenizer:
+        """Takes most of a second for a vocabulary of 128k, with the GIL.
 
         Raises:
-            InvalidRequestError: it does not compile, or not within the limits of the process.
-            CapacityError: the process did not get the time to tell.
+            ConfigError: llguidance cannot use this tokenizer.
         """
-        process = self.start()
-        answer = process.ask(json.dumps({"grammar": grammar}), _TRIAL_TIMEOUT_S)
-        was_killed = process.has_ended
-        if answer is None:
-            self.stop()
-            if not was_killed:
-                message = f"no core was free to compile the grammar within {_TRIAL_TIMEOUT_S} s"
-                raise CapacityError(message, hint="retry later, or simplify the grammar")
-            message = f"{NAME}: the grammar does not compile in little time and memory; simplify it"
-            raise InvalidRequestError(NAME, message=message)
-        if answer["error"]:
-            raise refusal(answer["error"])
+        with self._lock:
+            if self._built is None:
+                self._built = self._build()
+        if isinstance(self._built, ConfigError):
+            raise for_this_caller(self._built)
+        return self._built
 
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
-            self._process = None
+    def _build(self) -> llguidance.LLTokenizer | ConfigError:
+        import llguidance
+
+        tokenizer, vocab_size, eos_token_ids = self._given
+        try:
+            return llguidance.LLTokenizer(tokenizer.to_json(), vocab_size, eos_token_ids)
+        except Exception as error:
+            return ConfigError(f"structured_outputs cannot be used with this model's tokenizer: {error}"[:300])
+
+
+def _tell(found: llguidance.LLMatcher | Exception, done: Done) -> None:
+    """One that is kept is not to be used but to be copied."""
+    try:
+        if isinstance(found, Exception):
+            done(None, for_this_caller(found))
+        else:
+            done(found.deep_copy(), None)
+    except Exception:
+        logger.exception("a request with structured_outputs failed")
 
 
 _Key = tuple[str, str, bool]
+
+
+def _key(form: StructuredOutputsParams) -> _Key:
+    return form.kind, form.text, form.disable_any_whitespace
 
 
 class _Cache:
