@@ -1,6 +1,6 @@
 """What hostile grammars cost a neighbour over HTTP: its time between tokens, on the built-in model.
 
-    python tools/bench_structured.py [--seconds 4] [--distinct 10000] [--append FILE]
+    python tools/bench_structured.py [--seconds 4] [--no-hostile] [--distinct 10000] [--append FILE]
 
 The neighbour is a client in a process of its own that streams all the while. Beside it one client asks for a bad
 grammar, again and again and never the same text twice, without a pause; or for many different small schemas. A row has
@@ -200,13 +200,13 @@ def memory_bytes(pid: int) -> int:
     return total
 
 
-def measure_all(seconds: float, count: int) -> list[Row]:
+def measure_all(seconds: float, hostile: bool, count: int) -> list[Row]:
     with SpawnedServer({"max_num_seqs": 64}) as server:
         url = server.url
         Client(url).end_of(prompt="x", structured_outputs={"choice": ["a"]})  # starts what compiles
         rows = [measure(server, "nobody", lambda: quiet(url, seconds))]
         rows.append(measure(server, "plain requests", lambda: plain(url, seconds)))
-        for name, structure in HOSTILE.items():
+        for name, structure in HOSTILE.items() if hostile else ():
             rows.append(measure(server, name, lambda: repeat(url, structure, seconds)))  # noqa: B023 - called here
         if count:
             rows.append(measure(server, f"{count:,} schemas", lambda: distinct(url, count)))
@@ -216,6 +216,7 @@ def measure_all(seconds: float, count: int) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each kind")
+    parser.add_argument("--hostile", action=argparse.BooleanOptionalAction, default=True, help="the bad ones")
     parser.add_argument("--distinct", type=int, default=10_000, help="different schemas")
     parser.add_argument("--append", type=Path, metavar="FILE")
     parser.add_argument("--neighbour", metavar="URL", help=argparse.SUPPRESS)
@@ -224,7 +225,7 @@ def main() -> int:
         stream(args.neighbour)
         return 0
     print(*(f"{name:>{width}}" for name, width in zip(HEADER, WIDTHS)))
-    rows = measure_all(args.seconds, args.distinct)
+    rows = measure_all(args.seconds, args.hostile, args.distinct)
     for row in rows if args.append is not None else ():
         head = {"engine": "runtime", "model": "builtin", "tp": 1, "scenario": "structured_neighbour"}
         append_row({**head, **row, **environment("cpu")}, args.append)
