@@ -9,7 +9,6 @@ import signal
 import sys
 from pathlib import Path
 
-import jsonschema
 import pytest
 from ranks import rank_pids, wait_until
 from structured_cases import REFUSED_FORMS
@@ -274,6 +273,7 @@ def can_be_said_in_c(given: object) -> bool:
 
 
 def test_answers_have_the_form_that_is_asked_for(lib, engine):
+    jsonschema = pytest.importorskip("jsonschema")
     schema = {
         "type": "object",
         "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 99}},
