@@ -322,6 +322,7 @@ def test_what_a_fatal_grammar_ends_is_there_again_for_the_next_one(tiny_llama):
         assert found == builders and trying_now.isdisjoint(trying)
         for process in trying_now:
             os.kill(process, signal.SIGKILL)
+        assert wait_until(lambda: workers(others)[1] - trying_now, 10.0)  # a line that it had read would be lost
         assert ask(llm, {"choice": ["c"]}).outputs[0].text == "c"
         assert workers(others)[0] == builders
         for process in builders:
