@@ -63,7 +63,7 @@ class Server:
         self.address = ("127.0.0.1", int(self.url.rsplit(":", 1)[1]))
 
     def forget_blocked(self) -> None:
-        self._ask()
+        self.ask()
         self.blocked_ms = 0.0
 
     def memory_bytes(self) -> int:
@@ -74,11 +74,11 @@ class Server:
         return sum(_anonymous_bytes(process) for process in (str(pid), *engines))
 
     def stop(self) -> int:
-        self._ask()
+        self.ask()
         self.process.terminate()
         return self.process.wait(60)
 
-    def _ask(self) -> None:
+    def ask(self) -> None:
         self._has_told.clear()
         self.process.send_signal(signal.SIGUSR1)
         self._has_told.wait(10)

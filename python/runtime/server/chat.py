@@ -44,7 +44,7 @@ async def create_chat_completion(request: Request) -> Response:
         logprobs=num_logprobs,
         max_tokens=max_tokens,
     )
-    serving.check_room(parsed.params.n, parsed.options.deadline_s)
+    serving.check_room(request.scope, parsed)
     prompt = await encode_chat(serving, body, tools)
     answers = serving.tool_caller.answers(tools, parsed.params.n)
     generation = Generation(

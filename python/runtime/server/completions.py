@@ -31,7 +31,7 @@ async def create_completion(request: Request) -> Response:
     parsed = parse(
         body, passed, unknown, request.headers, serving.config.request_timeout, logprobs=_count("logprobs", body)
     )
-    serving.check_room(parsed.params.n, parsed.options.deadline_s)
+    serving.check_room(request.scope, parsed)
     prompt_logprobs = _count("prompt_logprobs", body)
     if body.echo and body.logprobs is not None and prompt_logprobs is None:
         prompt_logprobs = parsed.params.logprobs

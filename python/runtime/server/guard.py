@@ -56,7 +56,7 @@ class Guard:
             response = error_response(_from_router(scope, error), retry_after_s=self._serving.retry_after_s())
             await response(scope, receive, exchange.send)
         finally:
-            self._serving.release_body(scope)
+            self._serving.release(scope)
             exchange.log()
 
     def _check_host(self, headers: Headers) -> None:
@@ -101,6 +101,7 @@ class _Exchange:
         # endpoints add what they know
         self.fields: dict[str, Any] = {"request_id": self.id}
         scope.setdefault("state", {})["log"] = self.fields
+        scope["state"].setdefault("arrived_at", time.monotonic())  # behind another one, in the same bytes
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
