@@ -28,11 +28,16 @@ def in_chat(messages):
     return b'{"messages": [' + messages + b"]}"
 
 
+def tools(choice=b""):
+    tool = b'{"type": "function", "function": {"name": "f%d", "parameters": {"enum": ["%s"]}}}'
+    listed = b",".join(tool % (i, b"a" * 60_000) for i in range(128))
+    return b'{"messages": [{"role": "user", "content": "a"}]%s, "tools": [%s]}' % (choice, listed)
+
+
 def bodies():
     """name: (path, body)."""
     message = b'{"role": "user", "content": "a"},'
     keys = b",".join(b'"k%d": 1' % i for i in range(60_000))
-    tool = b'{"type": "function", "function": {"name": "f%d", "parameters": {"enum": [%s]}}}'
     return {
         "brackets": (COMPLETION, b"[" * (8 * MIB - 1)),
         "nested": (COMPLETION, in_prompt(b"[" + b",".join([b"[" * 60 + b"]" * 60] * 1000) + b"]")),
@@ -47,6 +52,7 @@ def bodies():
         "many values": (COMPLETION, in_prompt(b"[" + b"1," * (4 * MIB - 100) + b"1]")),
         "many fields": (COMPLETION, b'{"prompt": "a", ' + keys + b"}"),
         "many biases": (COMPLETION, b'{"prompt": "a", "logit_bias": {' + keys + b"}}"),
+        "many allowed ids": (COMPLETION, b'{"prompt": "a", "allowed_token_ids": [' + b"5," * 262_000 + b"5]}"),
         "many stops": (COMPLETION, b'{"prompt": "a", "stop": [' + b'"a",' * 65_000 + b'"b"]}'),
         "many messages": (CHAT, in_chat(message * 20_000 + message[:-1])),
         "a long message": (CHAT, in_chat(b'{"role": "user", "content": "' + b"a " * (4 * MIB - 100) + b'"}')),
@@ -54,13 +60,8 @@ def bodies():
             CHAT,
             in_chat(b'{"role": "user", "content": [' + b'{"type": "text", "text": "a"},' * 20_000 + b"{}]}"),
         ),
-        "large tools": (
-            CHAT,
-            in_chat(message[:-1])[:-1]
-            + b', "tools": ['
-            + b",".join(tool % (i, b",".join([b"1"] * 2000)) for i in range(128))
-            + b"]}",
-        ),
+        "large tools": (CHAT, tools()),
+        "large tools, one of which must be called": (CHAT, tools(b', "tool_choice": "required"')),
         "a large schema": (
             CHAT,
             in_chat(message[:-1])[:-1]

@@ -95,12 +95,21 @@ class Serving:
         tokenizer = self.tokenizer
         return await self.in_thread(lambda: [tokenizer.decode([t], skip_special_tokens=False) for t in token_ids])
 
-    async def read_object(self, request: Request) -> dict[str, Any]:
-        """The body of a request, within the limits; held until `release_body`."""
+    async def read_object(self, request: Request, understand: Callable[[dict[str, Any]], T]) -> T:
+        """What is understood of a request's body, within the limits; it is held until `release_body`.
+
+        Args:
+            understand: called on the event loop, or beside it when the body is large.
+        """
         config, lease = self.config, self._bodies.lease()
         request.scope["state"]["body"] = lease
         return await read_object(
-            request, lease, self._json_thread, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout
+            request,
+            understand,
+            lease,
+            self._json_thread,
+            max_bytes=config.max_body_bytes,
+            timeout_s=config.body_timeout,
         )
 
     @staticmethod
