@@ -118,6 +118,20 @@ def test_a_few_who_wait_are_no_overload():
     assert server.wait.expected_s() > MAX_WAIT_S
 
 
+def test_a_wave_of_starts_is_no_fast_queue():
+    now = [0.0]
+    wait = QueueWait(lambda: now[0])
+    for request in range(1000):
+        wait.arrive(request, 1)
+    for wave in range(5):  # of requests of one length, every 2 s
+        for request in range(64 * wave, 64 * (wave + 1)):
+            now[0] += 0.001
+            wait.start(request)
+        if wave >= 2:
+            assert wait.expected_s() > 0.5 * (1000 - 64 * (wave + 1)) / 32
+        now[0] += 2 - 0.064
+
+
 async def ask(port, **fields):
     """(status, headers, body) of one completion on a connection of its own."""
     content = json.dumps({"prompt": "1+1=", "ignore_eos": True, "stream": True, **fields}).encode()
