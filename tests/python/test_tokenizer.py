@@ -83,3 +83,15 @@ def test_a_long_text_that_fits_is_not_refused():
     assert tokenizer.encode(text, max_tokens=len(expected)) == expected
     with pytest.raises(InvalidRequestError, match=f"a prompt of {len(expected)} tokens"):
         tokenizer.encode(text, max_tokens=len(expected) - 1)
+
+
+def test_many_tokens_decode_as_few_do():
+    tokenizer = Tokenizer(BUILTIN_MODEL)
+    text = "12+35=47 é " * 2000
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    assert len(token_ids) > 10_000
+    assert tokenizer.decode(token_ids) == text
+    special = [i for i in range(tokenizer.vocab_size) if not tokenizer.decode([i])][:1]
+    assert tokenizer.decode(token_ids + special) == text
+    shown = tokenizer.decode(special, skip_special_tokens=False)
+    assert shown and tokenizer.decode(token_ids + special, skip_special_tokens=False) == text + shown
