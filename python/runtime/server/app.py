@@ -118,7 +118,8 @@ async def tokenize(request: Request) -> Response:
         raise InvalidRequestError("prompt", None, "a text, unless messages are given")
     texts = await serving.decode_each(token_ids) if body.return_token_strs else None
     found = {"count": len(token_ids), "max_model_len": serving.engine.info.max_model_len, "tokens": token_ids}
-    return _json({**found, "token_strs": texts})
+    content = await serving.in_thread(lambda: msgspec.json.encode({**found, "token_strs": texts}))
+    return Response(content, media_type="application/json")
 
 
 class DetokenizeBody(Common, kw_only=True):
