@@ -22,7 +22,6 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -177,7 +176,7 @@ def main() -> int:
     print(f"{'target':7} {'case':44} {'kernel':36} {'regs':>4} {'stack':>6} {'shared KiB':>8}")
     failures: list[str] = []
     with ProcessPoolExecutor(args.jobs, get_context("spawn"), initializer=start_worker) as pool:
-        for lines, failed in pool.map(partial(_check), tasks):
+        for lines, failed in pool.map(_check, tasks):
             print(*lines, sep="\n", end="\n" if lines else "", flush=True)
             failures += failed
     print(*(f"FAILED {failure}" for failure in failures), f"{len(tasks)} cases, {len(failures)} failures", sep="\n")

@@ -195,7 +195,7 @@ def install(venv: Path, device: str, groups: Sequence[str], keep: bool) -> None:
     pip_install(venv, f"torch for {device}", *torch_attempts(device))
     tools, project = project_arguments(device, groups)
     pip_install(venv, "build tools and " + ", ".join(groups) if groups else "build tools", tools)
-    pip_install(venv, "the project and its C++ core", project)
+    pip_install(venv, "the project and its C++ core, which takes minutes the first time", project)
 
 
 def set_up(venv: Path, device: str, groups: Sequence[str]) -> None:

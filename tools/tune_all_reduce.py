@@ -21,7 +21,13 @@ from tune_kernels import write_table
 Row = dict[str, Any]
 
 
+def rows_of(path: Path) -> list[Row]:
+    """Those of sums in a .jsonl file."""
+    return [row for row in map(json.loads, path.read_text().splitlines()) if row["scenario"] == "allreduce"]
+
+
 def measured(ranks: list[int], append: Path | None) -> Iterator[Row]:
+    """A row for each size and number of ranks, also appended to a .jsonl file."""
     from runtime.bench import all_reduce
     from runtime.bench.rows import append_row, environment
 
@@ -33,18 +39,33 @@ def measured(ranks: list[int], append: Path | None) -> Iterator[Row]:
             yield found
 
 
-def main() -> int:
+def limits_by_ranks(rows: list[Row]) -> dict[str, Row]:
+    """Limits of one-shot and two-shot sums, by number of ranks; printed as they are found."""
+    from runtime.bench.all_reduce import limits_of
+
+    found: dict[str, Row] = {}
+    for num_ranks in sorted({row["tp"] for row in rows}):
+        found[str(num_ranks)] = limits_of([row for row in rows if row["tp"] == num_ranks])
+        print(f"{num_ranks} ranks: {found[str(num_ranks)]}")
+    return found
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the table")
     parser.add_argument("--ranks", help="numbers of GPUs, with commas between; default: 2, 4 and 8 where there are")
     parser.add_argument("--append", type=Path, help="a .jsonl file for what was measured")
     parser.add_argument("--rows", type=Path, help="a .jsonl file of what was measured before")
-    args = parser.parse_args()
-    from runtime.bench.all_reduce import limits_of
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
     from runtime.engine.device import stated_device
 
     if args.rows is not None:
-        rows = [row for row in map(json.loads, args.rows.read_text().splitlines()) if row["scenario"] == "allreduce"]
+        rows = rows_of(args.rows)
         capability = stated_device(rows[0]["device"], None).capability
     else:
         import torch
@@ -56,12 +77,9 @@ def main() -> int:
             return 2
         rows = list(measured(ranks, args.append))
         capability = torch.cuda.get_device_capability()
-    found: dict[str, Row] = {}
-    for num_ranks in sorted({row["tp"] for row in rows}):
-        found[str(num_ranks)] = limits_of([row for row in rows if row["tp"] == num_ranks])
-        print(f"{num_ranks} ranks: {found[str(num_ranks)]}")
+    limits = limits_by_ranks(rows)
     args.out.mkdir(parents=True, exist_ok=True)
-    print(write_table({"all_reduce": found}, rows[0]["device"], capability, args.out))
+    print(write_table({"all_reduce": limits}, rows[0]["device"], capability, args.out))
     return 0
 
 

@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +29,7 @@ import check_kernels
 from tuning_candidates import KINDS, LIBRARY, Candidate, Problem, attention_candidates, lengths_of, linear_candidates
 
 ROOT = Path(__file__).resolve().parent.parent
+_PRETENDED_SMS = 132  # an H100's, where --compile-only names an architecture alone
 
 
 def launcher(candidate: Candidate, device: Any, num_sets: int) -> tuple[Callable[[Any], object], list[Any]]:
@@ -193,6 +194,11 @@ def _best_entries(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def write_table(found: dict[str, dict[str, Any]], device_name: str, capability: tuple[int, int], folder: Path) -> Path:
+    """Writes a device's table, the committed one with these entries in it, into `folder`; its path.
+
+    Args:
+        found: by op, then by key: the entry, None where the library is best.
+    """
     name = f"{device_name.replace(' ', '_')}.json"
     committed = ROOT / "kernels" / "configs" / name
     table = json.loads(committed.read_text()) if committed.exists() else {}
@@ -222,7 +228,7 @@ def _print_best(rows: list[dict[str, Any]]) -> None:
         print(f"{op} {key} {shape}: {shown} {' '.join(library)}")
 
 
-def main() -> int:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for tuning.jsonl and the table")
     parser.add_argument("--minutes", type=float, default=3.0, help="stop timing after this long, compilation included")
@@ -231,50 +237,77 @@ def main() -> int:
     parser.add_argument("--rows", default="", help="of linear: tune these buckets of rows alone, with commas between")
     parser.add_argument("--ranks", type=int, default=1, help="of linear: the weights that one of so many ranks holds")
     parser.add_argument("--compile-only", type=int, metavar="ARCH", help="compile the candidates for ARCH and stop")
-    args = parser.parse_args()
-    deadline = time.monotonic() + 60 * args.minutes
-    os.environ.pop("TRITON_INTERPRET", None)
-    os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton-cache"))
-    check_kernels.make_importable()
-    buckets = args.rows.split(",")
-    candidates = [
+    return parser.parse_args()
+
+
+def _candidates(args: argparse.Namespace) -> list[Candidate]:
+    """What the command line asks for, most important first."""
+    kinds, buckets = args.only.split(","), args.rows.split(",")
+    return [
         candidate
         for model in args.model.split(",")
         for candidate in itertools.chain(attention_candidates(model), linear_candidates(model, args.ranks))
-        if candidate.problem.kind in args.only.split(",")
+        if candidate.problem.kind in kinds
         and not (args.rows and candidate.problem.op == "linear" and candidate.problem.bucket not in buckets)
     ]
+
+
+def _target(compile_only: int | None) -> tuple[int, int]:
+    """Architecture (90 is compute capability 9.0) and multiprocessors of what is compiled for."""
+    if compile_only is not None:
+        return compile_only, _PRETENDED_SMS
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return properties.major * 10 + properties.minor, properties.multi_processor_count
+
+
+def _compiled(candidates: list[Candidate], target: tuple[int, int]) -> Iterator[tuple[Candidate, str | None]]:
+    """Each candidate, in order, with why it does not compile; many are compiled at a time, ahead of who asks."""
+    num_workers = max(1, (os.cpu_count() or 2) - 1)
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_start_compiler, initargs=target) as pool:
+        yield from zip(candidates, pool.map(_compile, candidates))
+        pool.shutdown(cancel_futures=True)
+
+
+def _rows(compiled: Iterable[tuple[Candidate, str | None]], deadline: float) -> Iterator[dict[str, Any]]:
+    """What did not compile, and until `deadline`, in seconds of time.monotonic(), the times of what did.
+
+    The first candidate of a linear shape comes behind the library's own kernel.
+    """
+    measured: set[Problem] = set()
+    for candidate, error in compiled:
+        if error:
+            yield {**dataclasses.asdict(candidate.problem), "config": dict(candidate.config), "error": error}
+        elif time.monotonic() < deadline:
+            if candidate.problem.kind == "linear" and candidate.problem not in measured:
+                yield _measure(Candidate(candidate.problem, ((LIBRARY, True),)))
+            measured.add(candidate.problem)
+            yield _measure(candidate)
+
+
+def _print_counts(rows: list[dict[str, Any]], num_candidates: int) -> None:
+    failures = [row for row in rows if "error" in row]
+    print(f"{num_candidates} candidates, {len(rows) - len(failures)} timed, {len(failures)} failed")
+    print(*sorted({f"  {row['op']}: {row['error'][:160]}" for row in failures})[:8], sep="\n")
+
+
+def main() -> int:
+    args = _parse_arguments()
+    deadline = time.monotonic() + 60 * args.minutes if args.compile_only is None else 0.0
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton-cache"))
+    check_kernels.make_importable()
+    candidates = _candidates(args)
     import torch
 
     if args.compile_only is None and not torch.cuda.is_available():
         print("tune_kernels: times kernels on a CUDA device, and torch sees none", file=sys.stderr)
         return 2
-    if args.compile_only is None:
-        properties = torch.cuda.get_device_properties(0)
-        arch, num_sms = properties.major * 10 + properties.minor, properties.multi_processor_count
-    else:
-        arch, num_sms = args.compile_only, 132
-    rows: list[dict[str, Any]] = []
-    measured: set[Problem] = set()
-    with ProcessPoolExecutor(
-        max(1, (os.cpu_count() or 2) - 1), get_context("spawn"), initializer=_start_compiler, initargs=(arch, num_sms)
-    ) as pool:
-        for candidate, error in zip(candidates, pool.map(_compile, candidates)):
-            if error:
-                rows.append({**dataclasses.asdict(candidate.problem), "config": dict(candidate.config), "error": error})
-            elif args.compile_only is not None:
-                continue
-            elif time.monotonic() < deadline:
-                if candidate.problem.kind == "linear" and candidate.problem not in measured:
-                    rows.append(_measure(Candidate(candidate.problem, ((LIBRARY, True),))))
-                measured.add(candidate.problem)
-                rows.append(_measure(candidate))
-        pool.shutdown(cancel_futures=True)
+    rows = list(_rows(_compiled(candidates, _target(args.compile_only)), deadline))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "tuning.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    failures = [row for row in rows if "error" in row]
-    print(f"{len(candidates)} candidates, {len(rows) - len(failures)} timed, {len(failures)} failed")
-    print(*sorted({f"  {row['op']}: {row['error'][:160]}" for row in failures})[:8], sep="\n")
+    _print_counts(rows, len(candidates))
     if args.compile_only is None:
         _print_best(rows)
         table = _best_entries(rows)

@@ -97,7 +97,11 @@ py::list ToList(const BridgeField& field, auto convert) {
   return list;
 }
 
-py::object ToPython(const BridgeField& field) {
+py::dict ToKeywords(const BridgeField* fields, std::size_t num_fields,
+                    const std::string& owner = {});
+
+// `name` is for errors.
+py::object ToPython(const BridgeField& field, const char* name) {
   const auto as_int = [](auto value) { return py::int_(value); };
   switch (field.kind) {
     case kBridgeNone:
@@ -109,13 +113,16 @@ py::object ToPython(const BridgeField& field) {
     case kBridgeReal:
       return py::float_(field.real);
     case kBridgeText:
-      return Decode(field.name, {static_cast<const char*>(field.data), field.size});
+      return Decode(name, {static_cast<const char*>(field.data), field.size});
     case kBridgeTokenIds:
       return ToList<std::int32_t>(field, as_int);
     case kBridgeIntegers:
       return ToList<std::int64_t>(field, as_int);
     case kBridgeTexts:
-      return ToList<BridgeText>(field, [&](const auto& text) { return Decode(field.name, text); });
+      return ToList<BridgeText>(field, [&](const auto& text) { return Decode(name, text); });
+    case kBridgeFields:
+      return ToKeywords(static_cast<const BridgeField*>(field.data), field.size,
+                        std::string(name) + ".");
     case kBridgeBiases:
       break;
   }
@@ -127,10 +134,10 @@ py::object ToPython(const BridgeField& field) {
   return biases;
 }
 
-py::dict ToKeywords(const BridgeField* fields, std::size_t num_fields) {
+py::dict ToKeywords(const BridgeField* fields, std::size_t num_fields, const std::string& owner) {
   py::dict keywords;
   for (std::size_t i = 0; i < num_fields; ++i) {
-    keywords[fields[i].name] = ToPython(fields[i]);
+    keywords[fields[i].name] = ToPython(fields[i], (owner + fields[i].name).c_str());
   }
   return keywords;
 }

@@ -87,9 +87,9 @@ void BindLauncher(py::module_& m) {
             const py::gil_scoped_release released;
             self.Send(rank, given);
           },
-          py::arg("rank"), py::arg("bytes"),
+          py::arg("rank"), py::arg("data"),
           "Bytes for one rank's RankLink.receive. Raises EngineDeadError.")
-      .def("exchange", &Exchange<Launcher>, py::arg("bytes"),
+      .def("exchange", &Exchange<Launcher>, py::arg("data"),
            "Every rank's bytes, in rank order, once all have given theirs. Raises "
            "EngineDeadError.")
       .def("publish", &Publish, py::arg("address"), py::arg("timeout_s"),
@@ -121,7 +121,7 @@ void BindLauncher(py::module_& m) {
           "The next bytes that rank 0 sent.")
       .def("set_phase", &RankLink::SetPhase, py::arg("phase"),
            "What this rank does now; \"\": it runs steps.")
-      .def("exchange", &Exchange<RankLink>, py::arg("bytes"))
+      .def("exchange", &Exchange<RankLink>, py::arg("data"))
       .def("fail", &RankLink::Fail, py::arg("type"), py::arg("cause"), py::arg("hint"),
            py::arg("is_echo"), "This rank cannot go on; is_echo: because of another one.")
       .def(

@@ -231,25 +231,11 @@ void BindStats(py::module_& m) {
       .def_readonly("num_finished", &S::num_finished);
 }
 
-}  // namespace
+using SchedulerClass = py::class_<Scheduler>;
 
-void BindScheduler(py::module_& m) {
+void BindRequests(SchedulerClass& scheduler) {
   using py::literals::operator""_a;
-  BindConfig(m);
-  BindResult(m);
-  BindStats(m);
-  BindSnapshot(m);
-  py::class_<Scheduler>(m, "Scheduler",
-                        "Plans steps and keeps the KV blocks. submit, abort, stop, "
-                        "reset_prefix_cache and wake may be called from any thread, the rest from "
-                        "one at a time.")
-      .def(py::init<const SchedulerConfig&, BlockAllocator&>(), "config"_a, "allocator"_a,
-           py::keep_alive<1, 3>())
-      .def_property_readonly("plan_capacity", &Scheduler::plan_capacity,
-                             "int32 words that one plan buffer needs.")
-      .def("attach_plan_buffers", &AttachPlanBuffers, "buffers"_a,
-           "num_steps_in_flight + 1 pairs (address, num_words), written in turn. The memory must "
-           "outlive the scheduler.")
+  scheduler
       .def(
           "submit",
           [](Scheduler& self, RequestId request_id, const py::object& prompt_ids,
@@ -267,12 +253,36 @@ void BindScheduler(py::module_& m) {
       .def("abort", &Scheduler::Abort, "request_id"_a, "True if this call ends the request.")
       .def("stop", &Scheduler::Stop, "request_id"_a, "num_kept"_a,
            "A stop string ended the request after num_kept output tokens.")
+      .def(
+          "take_events", [](Scheduler& self) -> StepResult { return self.TakeEvents(); },
+          "What no step in flight will bring: requests that ended while they waited.");
+}
+
+void BindPrefixes(SchedulerClass& scheduler) {
+  using py::literals::operator""_a;
+  scheduler
       .def("reset_prefix_cache", &Scheduler::ResetPrefixCache,
            "Forgets cached prefixes before the next step.")
-      .def("record", &Scheduler::Record, "path"_a,
-           "Writes an event log from now on, for replay(). Before the first request. Raises "
-           "ConfigError when the file cannot be written.")
-      .def("stop_recording", &Scheduler::StopRecording, "Ends the event log, if there is one.")
+      .def(
+          "pin",
+          [](Scheduler& self, const py::object& prompt_ids, const std::string& cache_salt) {
+            const PinnedPrefix pin = self.Pin(ToTokenIds(prompt_ids), cache_salt);
+            return std::pair(pin.id, pin.num_tokens);
+          },
+          "prompt_ids"_a, py::kw_only(), "cache_salt"_a = "",
+          "Keeps the cached blocks of the longest prefix: (pin id, tokens), (-1, 0) if nothing is "
+          "cached. Raises CapacityError.")
+      .def("unpin", &Scheduler::Unpin, "pin_id"_a, "Whether it was still pinned.");
+}
+
+void BindSteps(SchedulerClass& scheduler) {
+  using py::literals::operator""_a;
+  scheduler
+      .def_property_readonly("plan_capacity", &Scheduler::plan_capacity,
+                             "int32 words that one plan buffer needs.")
+      .def("attach_plan_buffers", &AttachPlanBuffers, "buffers"_a,
+           "num_steps_in_flight + 1 pairs (address, num_words), written in turn. The memory must "
+           "outlive the scheduler.")
       .def("schedule", &Schedule,
            "Tells the time, then plans the next step; the index of the buffer written, or -1: "
            "nothing can run now.")
@@ -289,27 +299,43 @@ void BindScheduler(py::module_& m) {
            "Retires the oldest step in flight. token_ids: int32, one for each row of its plan.")
       .def("transfer_done", &Scheduler::TransferDone, "step"_a,
            "The copies in the plan of that step are done; any time after it, in any order.")
-      .def(
-          "pin",
-          [](Scheduler& self, const py::object& prompt_ids, const std::string& cache_salt) {
-            const PinnedPrefix pin = self.Pin(ToTokenIds(prompt_ids), cache_salt);
-            return std::pair(pin.id, pin.num_tokens);
-          },
-          "prompt_ids"_a, py::kw_only(), "cache_salt"_a = "",
-          "Keeps the cached blocks of the longest prefix: (pin id, tokens), (-1, 0) if nothing is "
-          "cached. Raises CapacityError.")
-      .def("unpin", &Scheduler::Unpin, "pin_id"_a, "Whether it was still pinned.")
-      .def(
-          "take_events", [](Scheduler& self) -> StepResult { return self.TakeEvents(); },
-          "What no step in flight will bring: requests that ended while they waited.")
       .def("wait", &Scheduler::Wait, "timeout_s"_a, py::call_guard<py::gil_scoped_release>(),
            "Blocks, without the GIL, until there is something to do, wake() or the timeout; "
            "whether there is.")
-      .def("wake", &Scheduler::Wake, "Ends a wait().")
-      .def("stats", &Scheduler::stats)
+      .def("wake", &Scheduler::Wake, "Ends a wait().");
+}
+
+void BindViews(SchedulerClass& scheduler) {
+  using py::literals::operator""_a;
+  scheduler
+      .def("record", &Scheduler::Record, "path"_a,
+           "Writes an event log from now on, for replay(). Before the first request. Raises "
+           "ConfigError when the file cannot be written.")
+      .def("stop_recording", &Scheduler::StopRecording, "Ends the event log, if there is one.")
+      .def("stats", &Scheduler::stats, "Counts as of the last step.")
       .def("snapshot", &Scheduler::Snapshot, "For people to look at; takes time for every block.")
       .def("check", &Scheduler::Check,
            "Raises RuntimeError that names the first broken invariant.");
+}
+
+}  // namespace
+
+void BindScheduler(py::module_& m) {
+  using py::literals::operator""_a;
+  BindConfig(m);
+  BindResult(m);
+  BindStats(m);
+  BindSnapshot(m);
+  SchedulerClass scheduler(m, "Scheduler",
+                           "Plans steps and keeps the KV blocks. submit, abort, stop, "
+                           "reset_prefix_cache and wake may be called from any thread, the rest "
+                           "from one at a time.");
+  scheduler.def(py::init<const SchedulerConfig&, BlockAllocator&>(), "config"_a, "allocator"_a,
+                py::keep_alive<1, 3>());
+  BindRequests(scheduler);
+  BindPrefixes(scheduler);
+  BindSteps(scheduler);
+  BindViews(scheduler);
 }
 
 }  // namespace runtime::bindings

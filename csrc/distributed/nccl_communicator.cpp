@@ -37,9 +37,9 @@ std::string VersionText(int version) {
   return Text(version / 10000) + "." + Text(version / 100 % 100) + "." + Text(version % 100);
 }
 
-// Calls ncclCommDestroy or ncclCommAbort, in a thread that may outlive the caller: both wait for the
-// graphs with a kernel of the communicator, which the caller may hold, or another thread that needs
-// what the caller has locked (NCCL 2.26 and later, commDestroySync).
+// Calls ncclCommDestroy or ncclCommAbort, in a thread that may outlive the caller: both wait for
+// the graphs with a kernel of the communicator, which the caller may hold, or another thread that
+// needs what the caller has locked (NCCL 2.26 and later, commDestroySync).
 std::future<void> GiveBack(NcclResult (*call)(NcclComm*), NcclComm* comm) {
   std::promise<void> done;
   std::future<void> is_done = done.get_future();

@@ -26,6 +26,7 @@ enum BridgeKind : std::int32_t {
   kBridgeIntegers,  // data: int64[size]
   kBridgeTexts,     // data: BridgeText[size]
   kBridgeBiases,    // data: BridgeBias[size]
+  kBridgeFields,    // data: BridgeField[size], a dict of them
 };
 
 struct BridgeBias {

@@ -118,6 +118,23 @@ Prompt ToPrompt(const runtime_prompt& prompt) {
   return List(prompt.token_ids, prompt.num_token_ids);
 }
 
+StructuredOutputs ToStructure(const runtime_structured_outputs& from) {
+  const auto text = [](const char* given) {
+    return given == nullptr ? std::nullopt : std::optional<std::string>(given);
+  };
+  StructuredOutputs to;
+  to.json = text(from.json);
+  to.regex = text(from.regex);
+  to.grammar = text(from.grammar);
+  if (from.choice != nullptr) {
+    to.choice.emplace();
+    for (std::size_t i = 0; i < from.num_choice; ++i) to.choice->push_back(Text(from.choice[i]));
+  }
+  to.json_object = from.json_object;
+  to.disable_any_whitespace = from.disable_any_whitespace;
+  return to;
+}
+
 Request ToRequest(const runtime_request& from) {
   Request to;
   to.prompt = ToPrompt(from.prompt);
@@ -147,6 +164,9 @@ Request ToRequest(const runtime_request& from) {
   to.tenant = Text(from.tenant);
   to.deadline_s = Optional(from.deadline_s);
   to.cache_salt = Text(from.cache_salt);
+  if (from.structured_outputs != nullptr) {
+    to.structured_outputs = ToStructure(*from.structured_outputs);
+  }
   return to;
 }
 

@@ -1,5 +1,6 @@
 #include "embed/fields.h"
 
+#include <optional>
 #include <string>
 
 #include "runtime/request_params.h"
@@ -41,6 +42,10 @@ BridgeField Field(const char* name, const std::vector<BridgeText>& texts) {
 
 BridgeField Field(const char* name, const std::vector<BridgeBias>& biases) {
   return List(name, kBridgeBiases, biases);
+}
+
+BridgeField Field(const char* name, const std::vector<BridgeField>& fields) {
+  return List(name, kBridgeFields, fields);
 }
 
 template <typename... T>
@@ -105,6 +110,25 @@ void Fields::AddRequest(const Request& request) {
   Add("tenant", request.tenant);
   Add("deadline_s", request.deadline_s);
   Add("cache_salt", request.cache_salt);
+  if (request.structured_outputs) AddStructure(*request.structured_outputs);
+}
+
+void Fields::AddStructure(const StructuredOutputs& structure) {
+  // one that is empty was given all the same: Python says what is wrong with it
+  const auto add = [this](const char* name, const std::optional<std::string>& text) {
+    if (text) structure_.push_back(Field(name, *text));
+  };
+  add("json", structure.json);
+  add("regex", structure.regex);
+  add("grammar", structure.grammar);
+  if (structure.choice) {
+    for (const std::string& text : *structure.choice)
+      choices_.push_back({text.data(), text.size()});
+    structure_.push_back(Field("choice", choices_));
+  }
+  structure_.push_back(Field("json_object", structure.json_object));
+  structure_.push_back(Field("disable_any_whitespace", structure.disable_any_whitespace));
+  fields_.push_back(Field("structured_outputs", structure_));
 }
 
 void CheckNumbers(const Request& request) {

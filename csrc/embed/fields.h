@@ -21,6 +21,7 @@ class Fields {
 
  private:
   void AddRequest(const Request& request);
+  void AddStructure(const StructuredOutputs& structure);
   // Left out: an empty optional, text, list or map.
   template <typename T>
   void Add(const char* name, const T& value);
@@ -28,6 +29,8 @@ class Fields {
   std::vector<BridgeField> fields_;
   std::vector<BridgeText> stops_;
   std::vector<BridgeBias> biases_;
+  std::vector<BridgeField> structure_;
+  std::vector<BridgeText> choices_;
 };
 
 // Throws InvalidRequest for a number out of bounds.

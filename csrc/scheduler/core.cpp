@@ -118,26 +118,29 @@ void Scheduler::Core::DrainInbox() {
 }
 
 void Scheduler::Core::Handle(InboxEvent& event) {
-  if (event.kind == InboxEvent::Kind::kResetPrefixCache) {
-    if (recorder_) recorder_->OnResetPrefixCache();
-    while (DropOldestPin()) {
-    }
-    for (auto& [id, request] : requests_) request->kv.chain.Detach();
-    for (auto& request : ended_) request->kv.chain.Detach();
-    kv_.ClearPrefixes();
-    return;
+  switch (event.kind) {
+    case InboxEvent::Kind::kSubmit:
+      return Enter(event);
+    case InboxEvent::Kind::kAbort:
+    case InboxEvent::Kind::kStop:
+      return EndEarly(event);
+    case InboxEvent::Kind::kResetPrefixCache:
+      return ForgetPrefixes();
   }
-  if (event.kind == InboxEvent::Kind::kSubmit) {
-    Request& request = *event.request;
-    requests_.emplace(event.id, std::move(event.request));
-    request.arrival = num_arrived_++;
-    request.submitted_us = now_us_;
-    request.rank = order_->Rank(request);
-    request.tenant = &tenants_.Enter(request.tenant_name, waiting_.floor(), waiting_.last_left());
-    waiting_.Insert(request);
-    if (recorder_) recorder_->OnSubmit(request);
-    return;
-  }
+}
+
+void Scheduler::Core::Enter(InboxEvent& event) {
+  Request& request = *event.request;
+  requests_.emplace(event.id, std::move(event.request));
+  request.arrival = num_arrived_++;
+  request.submitted_us = now_us_;
+  request.rank = order_->Rank(request);
+  request.tenant = &tenants_.Enter(request.tenant_name, waiting_.floor(), waiting_.last_left());
+  waiting_.Insert(request);
+  if (recorder_) recorder_->OnSubmit(request);
+}
+
+void Scheduler::Core::EndEarly(const InboxEvent& event) {
   const auto found = requests_.find(event.id);
   if (found == requests_.end()) return;  // it ended by itself meanwhile
   Request& request = *found->second;
@@ -148,6 +151,15 @@ void Scheduler::Core::Handle(InboxEvent& event) {
   if (is_stop) totals_.num_output_tokens -= std::max(request.num_outputs() - event.num_kept, 0);
   Finish(request, is_stop ? FinishReason::kStop : FinishReason::kAbort, -1, -1, -1);
   Settle(request);
+}
+
+void Scheduler::Core::ForgetPrefixes() {
+  if (recorder_) recorder_->OnResetPrefixCache();
+  while (DropOldestPin()) {
+  }
+  for (auto& [id, request] : requests_) request->kv.chain.Detach();
+  for (auto& request : ended_) request->kv.chain.Detach();
+  kv_.ClearPrefixes();
 }
 
 void Scheduler::Core::InsertRunning(Request& request) {

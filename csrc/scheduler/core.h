@@ -90,6 +90,9 @@ class Scheduler::Core {
   // core.cpp: events and the life of a request
   void DrainInbox();
   void Handle(InboxEvent& event);
+  void Enter(InboxEvent& event);
+  void EndEarly(const InboxEvent& event);
+  void ForgetPrefixes();
   void Start(Request& request);
   void Preempt(Request& request);
   void Finish(Request& request, FinishReason reason, TokenId token, std::int32_t row,
@@ -109,6 +112,8 @@ class Scheduler::Core {
   void PlanPrefills();
   void Admit();
   bool AdmitFront(std::int32_t& num_committed);
+  void TakeBlocks(Request& request, const KvPool::Hit& hit, std::int32_t num_blocks,
+                  std::int32_t num_reserved);
   bool MakeRoom(std::size_t index, std::int32_t num_scheduled, std::int32_t floor);
   void AddRow(Request& request, std::int32_t num_scheduled);
   void AddNewRow(Request& request);

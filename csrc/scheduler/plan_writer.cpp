@@ -69,56 +69,70 @@ std::int32_t PlanWriter::NumListWords(const Request& request) const {
 }
 
 void PlanWriter::Write(std::int32_t step, const StepDraft& draft, std::span<std::int32_t> buffer) {
+  const Sections at = WriteSections(draft, buffer);
+  WriteHeader(step, draft, at, buffer);
+  Sign(buffer.first(static_cast<std::size_t>(at.end)));
+}
+
+PlanWriter::Sections PlanWriter::WriteSections(const StepDraft& draft,
+                                               std::span<std::int32_t> buffer) {
+  Sections at;
   PackedWriter out(buffer, plan::kHeaderWords);
-  const std::int32_t num_rows = Size(draft.decode_rows) + Size(draft.prefill_rows);
-  const std::int32_t rows_at = out.offset();
+  at.rows = out.offset();
   WriteRows(draft, out);
-  const std::int32_t tokens_at = out.offset();
+  at.tokens = out.offset();
   for (const PlannedRow& row : draft.prefill_rows) {
     out.Put(std::span(row.request->tokens).subspan(row.num_computed, row.num_scheduled));
   }
-  const std::int32_t blocks_at = out.offset();
+  at.new_blocks = out.offset();
   for (const NewBlock& block : draft.new_blocks) {
     out.Put(block.row);
     out.Put(block.index);
     out.Put(block.block);
   }
-  const std::int32_t new_rows_at = out.offset();
-  const std::int32_t lists_at = new_rows_at + Size(draft.new_rows) * plan::kNewRowWords;
-  PackedWriter lists(buffer, lists_at);
+  at.new_rows = out.offset();
+  PackedWriter lists(buffer, at.new_rows + Size(draft.new_rows) * plan::kNewRowWords);
   for (const Request* request : draft.new_rows) WriteNewRow(*request, out, lists);
-  PackedWriter end(buffer, lists.offset());
+  PackedWriter behind_lists(buffer, lists.offset());
+  at.copies = behind_lists.offset();
   for (const PlannedCopy& copy : draft.copies) {
-    end.Put(copy.kind);
-    end.Put(copy.source);
-    end.Put(copy.destination);
+    behind_lists.Put(copy.kind);
+    behind_lists.Put(copy.source);
+    behind_lists.Put(copy.destination);
   }
-  const std::int32_t freed_at = end.offset();
-  if (draft.has_rows()) end.Put(std::span(draft.freed_rows));
+  at.freed_rows = behind_lists.offset();
+  if (draft.has_rows()) behind_lists.Put(std::span(draft.freed_rows));
+  at.end = behind_lists.offset();
+  return at;
+}
 
+void PlanWriter::WriteHeader(std::int32_t step, const StepDraft& draft, const Sections& at,
+                             std::span<std::int32_t> buffer) const {
+  const std::int32_t num_rows = Size(draft.decode_rows) + Size(draft.prefill_rows);
   PackedWriter header(buffer);
   header.Put(plan::kVersion);
   header.Put(step);
-  header.PutZeros(2);
+  header.PutZeros(2);  // the decision hash, see Sign
   header.Put(num_rows);
   header.Put(Size(draft.decode_rows));
   header.Put(draft.num_tokens);
   header.Put(max_len_);
   for (const std::int32_t word :
-       {rows_at, num_rows, tokens_at, blocks_at - tokens_at, blocks_at, Size(draft.new_blocks),
-        new_rows_at, Size(draft.new_rows), lists.offset(), Size(draft.copies), freed_at,
-        end.offset() - freed_at}) {
+       {at.rows, num_rows, at.tokens, at.new_blocks - at.tokens, at.new_blocks,
+        Size(draft.new_blocks), at.new_rows, Size(draft.new_rows), at.copies, Size(draft.copies),
+        at.freed_rows, at.end - at.freed_rows}) {
     header.Put(word);
   }
-  header.Put(end.offset());
+  header.Put(at.end);
   header.Put((greedy_only_ ? plan::kStepGreedyOnly : 0) | (has_masked_ ? plan::kStepMasked : 0));
   header.Put(draft.num_repeated_tokens);
   header.PutZeros(1);
+}
 
-  const auto words = buffer.first(static_cast<std::size_t>(end.offset()));
+void PlanWriter::Sign(std::span<std::int32_t> words) {
   decision_hash_ = PlanHash(decision_hash_, words);
-  buffer[plan::kHeaderHashLow] = static_cast<std::int32_t>(decision_hash_);
-  buffer[plan::kHeaderHashHigh] = static_cast<std::int32_t>(decision_hash_ >> 32);
+  words[plan::kHeaderHashLow] = static_cast<std::int32_t>(decision_hash_);
+  words[plan::kHeaderHashHigh] = static_cast<std::int32_t>(decision_hash_ >> 32);
 }
 
 void PlanWriter::WriteRows(const StepDraft& draft, PackedWriter& out) {

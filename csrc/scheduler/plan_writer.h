@@ -69,6 +69,16 @@ class PlanWriter {
   void Write(std::int32_t step, const StepDraft& draft, std::span<std::int32_t> buffer);
 
  private:
+  // Where the sections of a plan begin, in words from its start, and where it ends.
+  struct Sections {
+    std::int32_t rows, tokens, new_blocks, new_rows, copies, freed_rows, end;
+  };
+
+  Sections WriteSections(const StepDraft& draft, std::span<std::int32_t> buffer);
+  void WriteHeader(std::int32_t step, const StepDraft& draft, const Sections& at,
+                   std::span<std::int32_t> buffer) const;
+  // Covers a plan whose hash words are zero, and writes them.
+  void Sign(std::span<std::int32_t> words);
   void WriteRows(const StepDraft& draft, PackedWriter& out);
   void WriteNewRow(const Request& request, PackedWriter& record, PackedWriter& lists) const;
 

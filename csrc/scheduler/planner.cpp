@@ -168,7 +168,6 @@ bool Scheduler::Core::AdmitFront(std::int32_t& num_committed) {
   const bool is_protected = request.num_preemptions >= VictimPolicy::kMaxPreemptions;
   const std::int32_t num_needed =
       kv_.BlocksFor(is_protected ? request.max_computed() : num_known) - num_hits;
-  const bool is_idle = running_.empty();
   const AdmissionView view{request,       running_,    kv_, num_needed + hit.num_free,
                            num_committed, is_protected};
   // what comes from the host is there in a later step, and the rest is computed then
@@ -181,12 +180,8 @@ bool Scheduler::Core::AdmitFront(std::int32_t& num_committed) {
       !admission_->Admits(view)) {
     return false;
   }
-  kv_.Adopt(request.kv, hit);
-  if (is_protected) kv_.Reserve(request.kv, num_needed);
-  kv_.Extend(request.kv, num_blocks - num_hits);
-  Ensure(is_idle || kv_.num_available() >= kv_.watermark(), "admission keeps the watermark");
+  TakeBlocks(request, hit, num_blocks, is_protected ? num_needed : 0);
   request.num_computed = num_cached;
-  request.num_retired = num_hits * kv_.block_size();
   Start(request);
   if (is_load) {
     StartLoad(request, kv_.Load(request.kv, hit));
@@ -195,6 +190,18 @@ bool Scheduler::Core::AdmitFront(std::int32_t& num_committed) {
   }
   num_committed += OutstandingPrompt(request);
   return true;
+}
+
+// The blocks of a request that starts: those that it found on the device, new ones up to
+// `num_blocks`, and `num_reserved` that are set aside for the new ones and for its growth.
+void Scheduler::Core::TakeBlocks(Request& request, const KvPool::Hit& hit, std::int32_t num_blocks,
+                                 std::int32_t num_reserved) {
+  kv_.Adopt(request.kv, hit);
+  kv_.Reserve(request.kv, num_reserved);
+  kv_.Extend(request.kv, num_blocks - hit.num_blocks());
+  Ensure(running_.empty() || kv_.num_available() >= kv_.watermark(),
+         "admission keeps the watermark");
+  request.num_retired = hit.num_blocks() * kv_.block_size();
 }
 
 // From waiting to running, in a row of its own.

@@ -335,7 +335,7 @@ class Launcher:
         """
         Raises ConfigError, CapacityError.
         """
-    def exchange(self, bytes: bytes) -> list[bytes]:
+    def exchange(self, data: bytes) -> list[bytes]:
         """
         Every rank's bytes, in rank order, once all have given theirs. Raises EngineDeadError.
         """
@@ -349,7 +349,7 @@ class Launcher:
         """
         Gives the StepPlan at that address to every rank. Raises EngineDeadError.
         """
-    def send(self, rank: typing.SupportsInt | typing.SupportsIndex, bytes: bytes) -> None:
+    def send(self, rank: typing.SupportsInt | typing.SupportsIndex, data: bytes) -> None:
         """
         Bytes for one rank's RankLink.receive. Raises EngineDeadError.
         """
@@ -377,7 +377,7 @@ class RankLink:
     The other end of a Launcher, in the process of a rank. Ends the process when rank 0 is gone.
     """
     def __init__(self) -> None: ...
-    def exchange(self, bytes: bytes) -> list[bytes]: ...
+    def exchange(self, data: bytes) -> list[bytes]: ...
     def fail(self, type: str, cause: str, hint: str, is_echo: bool) -> None:
         """
         This rank cannot go on; is_echo: because of another one.
@@ -983,7 +983,10 @@ class Scheduler:
         """
         For people to look at; takes time for every block.
         """
-    def stats(self) -> SchedulerStats: ...
+    def stats(self) -> SchedulerStats:
+        """
+        Counts as of the last step.
+        """
     def stop(
         self, request_id: typing.SupportsInt | typing.SupportsIndex, num_kept: typing.SupportsInt | typing.SupportsIndex
     ) -> None:

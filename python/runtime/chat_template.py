@@ -86,6 +86,7 @@ class ChatTemplate:
             return self._ask(request)
 
     def close(self) -> None:
+        """Ends the process, if there is one; the next `render` starts another."""
         with self._lock:
             self._stop_worker()
 

@@ -36,6 +36,7 @@ class Refused(Exception):
 
 
 def raise_exception(message: str) -> NoReturn:
+    """What templates call to refuse a conversation."""
     raise Refused(message)
 
 
@@ -47,11 +48,13 @@ def tojson(
 
 
 def strftime_now(format: str) -> str:
+    """The local time, as templates of some models date their prompts."""
     return datetime.now().strftime(format)
 
 
 @functools.lru_cache(maxsize=8)
 def compile_template(source: str) -> jinja2.Template:
+    """The sandboxed template, with the functions and filters that `transformers` gives it."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
     )
@@ -62,6 +65,7 @@ def compile_template(source: str) -> jinja2.Template:
 
 
 def render(template: str, variables: dict[str, Any]) -> dict[str, str]:
+    """The answer to one request: {"text"}, or {"error", "kind"} with kind "refused" or "template"."""
     parts, size = [], 0
     try:
         for part in compile_template(template).generate(**variables):
@@ -79,6 +83,7 @@ def render(template: str, variables: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
+    """Answers lines until standard input ends, under a limit of memory."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ConfigError, did_you_mean, shorten
+from runtime.log import require_level
 
 BUILTIN_MODEL = Path(__file__).parent / "assets" / "builtin"
 
@@ -21,14 +22,16 @@ _DEFAULT_BLOCK_SIZE = {"cpu": 16, "cuda": 64}
 _DEFAULT_NUM_BATCHED_TOKENS = {"cpu": 256, "cuda": 8192}
 _DEFAULT_STEP_TIMEOUT = {"cpu": 300.0, "cuda": 10.0}  # seconds
 _MAX_STEP_TIMEOUT = 86400
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
-_DEVICES = ("auto", "cpu", "cuda")
-_LOAD_FORMATS = ("auto", "safetensors", "dummy")
-_SCHEDULING_POLICIES = ("fcfs", "priority", "fair")
-_ADMISSIONS = ("past_future", "max_tokens", "none")
-_EVICTIONS = ("lru", "cost")
-_OVERLAPS = ("none", "nccl", "copy")
-
+_CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "device": ("auto", "cpu", "cuda"),
+    "load_format": ("auto", "safetensors", "dummy"),
+    "scheduling_policy": ("fcfs", "priority", "fair"),
+    "admission": ("past_future", "max_tokens", "none"),
+    "eviction": ("lru", "cost"),
+    "all_reduce_overlap": ("none", "nccl", "copy"),
+}
+_FLAGS = ("skip_tokenizer_init", "enable_prefix_caching", "deterministic", "enforce_eager")
 # inclusive bounds of the integer arguments
 _BOUNDS: dict[str, tuple[int, int]] = {
     "tensor_parallel_size": (1, 64),
@@ -53,6 +56,7 @@ class EngineConfig:
         tokenizer: folder of the tokenizer, if not the model's.
         skip_tokenizer_init: no tokenizer at all; prompts are token ids, outputs have no text.
         dtype: of weights and activations; "auto" is the checkpoint's.
+        device: "cpu" or "cuda"; "auto" is CUDA where torch sees a device.
         load_format: "dummy" makes seeded random weights from config.json alone.
         tensor_parallel_size: number of processes (ranks) that hold the model together, each with a device of its own.
         max_model_len: most tokens of prompt and output together.
@@ -62,6 +66,7 @@ class EngineConfig:
         gpu_memory_utilization: share of the device's memory that may be in use, other processes' included.
         kv_cache_memory_bytes, num_kv_blocks: size of the KV cache of each rank, in bytes or in blocks; at most one of
             them.
+        enable_prefix_caching: prompts share the KV blocks of prefixes that were computed before.
         scheduling_policy: who goes first: "fcfs" by arrival, "priority" by the requests' priority with ageing, "fair"
             tenants in turn, by the tokens each was served.
         admission: which requests start: "past_future" those that fit at the peak predicted from finished outputs,
@@ -77,6 +82,7 @@ class EngineConfig:
         all_reduce_overlap: how the sums over the ranks of a large step go on while other tokens are computed: "none",
             "nccl" by a kernel beside the others, or "copy" by the devices' copy engines. Not with deterministic=True.
         event_log: file to record the scheduler's events and decisions in, for `runtime simulate --replay`.
+        log_level: of the package's messages on standard error: debug, info, warning, error or critical.
     """
 
     model: str | os.PathLike[str] | None = None
@@ -108,40 +114,51 @@ class EngineConfig:
     log_level: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "tokenizer"):
-            if not isinstance(getattr(self, name), (str, os.PathLike, type(None))) or getattr(self, name) == "":
-                raise ConfigError(f"{name}={shorten(getattr(self, name))}: must be the path of a folder")
-        if not isinstance(self.event_log, (str, os.PathLike, type(None))):
-            raise ConfigError(f"event_log={shorten(self.event_log)}: must be the path of a file")
-        _require_choice("dtype", self.dtype, _DTYPES)
-        _require_choice("device", self.device, _DEVICES)
-        _require_choice("load_format", self.load_format, _LOAD_FORMATS)
-        _require_choice("scheduling_policy", self.scheduling_policy, _SCHEDULING_POLICIES)
-        _require_choice("admission", self.admission, _ADMISSIONS)
-        _require_choice("eviction", self.eviction, _EVICTIONS)
-        _require_choice("all_reduce_overlap", self.all_reduce_overlap, _OVERLAPS)
+        self._check_paths()
+        for name, choices in _CHOICES.items():
+            _require_choice(name, getattr(self, name), choices)
         for name, (low, high) in _BOUNDS.items():
             _require_int(name, getattr(self, name), low, high, optional=type(self).__dict__.get(name) is None)
-        for name in ("skip_tokenizer_init", "enable_prefix_caching", "deterministic", "enforce_eager"):
+        for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={shorten(getattr(self, name))}: must be True or False")
+        if self.log_level is not None:
+            require_level(self.log_level)
         self._check_block_size()
-        self._check_shares()
+        self._check_share()
+        self._check_step_timeout()
+        self._check_together()
+
+    def _check_paths(self) -> None:
+        for name, what in (("model", "folder"), ("tokenizer", "folder"), ("event_log", "file")):
+            given = getattr(self, name)
+            if not isinstance(given, (str, os.PathLike, type(None))) or given == "":
+                raise ConfigError(f"{name}={shorten(given)}: must be the path of a {what}")
 
     def _check_block_size(self) -> None:
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             nearest = 1 << (self.block_size.bit_length() - 1)
             raise ConfigError(f"block_size={self.block_size}: must be a power of two; nearest: {nearest}")
 
-    def _check_shares(self) -> None:
+    def _check_share(self) -> None:
         share = self.gpu_memory_utilization
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0.0 < share <= 1.0:
-            raise ConfigError(f"gpu_memory_utilization={shorten(share)}: must be above 0 and at most 1; default: 0.9")
-        timeout = self.step_timeout
-        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
-            raise ConfigError(f"step_timeout={shorten(timeout)}: must be a number of seconds")
-        if timeout is not None and not 0 < timeout <= _MAX_STEP_TIMEOUT:
-            raise ConfigError(f"step_timeout={timeout}: must be a positive number of seconds up to {_MAX_STEP_TIMEOUT}")
+        if not _is_number(share) or not 0.0 < share <= 1.0:
+            raise ConfigError(
+                f"gpu_memory_utilization={shorten(share)}: must be a number above 0 and at most 1; default: 0.9"
+            )
+
+    def _check_step_timeout(self) -> None:
+        given = self.step_timeout
+        if given is None or (_is_number(given) and 0 < given <= _MAX_STEP_TIMEOUT):
+            return
+        defaults = " and ".join(f"{seconds:g} on {device}" for device, seconds in _DEFAULT_STEP_TIMEOUT.items())
+        raise ConfigError(
+            f"step_timeout={shorten(given)}: must be a positive number of seconds up to {_MAX_STEP_TIMEOUT}; "
+            f"default: {defaults}"
+        )
+
+    def _check_together(self) -> None:
+        """Arguments that exclude each other."""
         if self.kv_cache_memory_bytes is not None and self.num_kv_blocks is not None:
             raise ConfigError("kv_cache_memory_bytes and num_kv_blocks both size the KV cache: give one of them")
         if self.cpu_kv_bytes and not self.enable_prefix_caching:
@@ -161,14 +178,17 @@ class EngineConfig:
 
     @property
     def is_builtin(self) -> bool:
+        """No model was named."""
         return self.model is None
 
     @property
     def model_dir(self) -> Path:
+        """The model's folder, the built-in one where none was named."""
         return BUILTIN_MODEL if self.model is None else Path(self.model)
 
     @property
     def tokenizer_dir(self) -> Path:
+        """The tokenizer's folder."""
         return self.model_dir if self.tokenizer is None else Path(self.tokenizer)
 
     def for_device(self, kind: str) -> EngineConfig:
@@ -181,10 +201,16 @@ class EngineConfig:
         return "none" if self.deterministic else self.all_reduce_overlap
 
     def resolve_num_batched_tokens(self, device: str) -> int:
+        """The limit on a "cpu" or "cuda" device."""
         return self.max_num_batched_tokens or _DEFAULT_NUM_BATCHED_TOKENS[device]
 
     def resolve_step_timeout(self, device: str) -> float:
+        """Seconds on a "cpu" or "cuda" device."""
         return self.step_timeout or _DEFAULT_STEP_TIMEOUT[device]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -57,6 +57,7 @@ class EmbeddedEngine:
 
     @property
     def stats(self) -> _core.SchedulerStats:
+        """Counts of the scheduler as of its last step."""
         return self._engine.stats
 
     def close(self) -> None:

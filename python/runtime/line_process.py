@@ -33,17 +33,26 @@ class LineProcess:
         threading.Thread(target=self._read, daemon=True, name=f"runtime-{script.stem}").start()
 
     def ask(self, request: str, timeout_s: float) -> dict[str, Any] | None:
-        """The answer, or None when the process died or `timeout_s` passed: then it is of no more use."""
+        """The answer, or None when the process died or `timeout_s` passed; it may still come then."""
+        self.send(request)
+        return self.receive(timeout_s)
+
+    def send(self, request: str) -> None:
+        """Returns once the process has read it, but for what a pipe holds; `receive` tells whether it has died."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
+
+    def receive(self, timeout_s: float) -> dict[str, Any] | None:
+        """The next answer; None as for `ask`."""
         with contextlib.suppress(Empty):
-            line = self._answers.get(timeout=timeout_s)
+            line = self._answers.get(timeout=max(timeout_s, 0.0))
             return dict(json.loads(line)) if line else None
         return None
 
     def stop(self) -> None:
+        """Kills it and waits for its end. Idempotent."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

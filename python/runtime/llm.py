@@ -68,6 +68,8 @@ class LLM:
         enforce_eager: bool = False,
         step_timeout: float | None = None,
         max_queued_requests: int | None = None,
+        all_reduce_overlap: str = "none",
+        event_log: str | os.PathLike[str] | None = None,
         log_level: str | None = None,
         **unknown: Any,
     ) -> None:
@@ -212,18 +214,22 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
+        """The model's; None with skip_tokenizer_init=True."""
         return self._engine.tokenizer
 
     @property
     def config(self) -> EngineConfig:
+        """The arguments, with what depends on the device decided."""
         return self._engine.config
 
     @property
     def max_model_len(self) -> int:
+        """Longest context in tokens, prompt and output together."""
         return self._engine.max_model_len
 
     @property
     def vocab_size(self) -> int:
+        """Token ids run below it."""
         return self._engine.vocab_size
 
     @property
@@ -233,6 +239,7 @@ class LLM:
 
     @property
     def dtype(self) -> str:
+        """Of weights and activations, such as "bfloat16"."""
         return self._engine.dtype
 
     @property

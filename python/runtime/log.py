@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from runtime.errors import ConfigError, did_you_mean, shorten
+
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -13,12 +15,24 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.split(".")[0] == "runtime" else f"runtime.{name}")
 
 
-def set_level(level: str) -> None:
-    """Shows messages of the package at `level` and above on stderr."""
-    from runtime.errors import ConfigError, did_you_mean
+def require_level(level: object) -> None:
+    """Refuses what is not the name of a level, in either case.
 
-    if level.lower() not in _LEVELS:
-        raise ConfigError(f"log_level={level!r}: must be one of {', '.join(_LEVELS)}{did_you_mean(level, _LEVELS)}")
+    Raises:
+        ConfigError
+    """
+    if not isinstance(level, str) or level.lower() not in _LEVELS:
+        names = f"{', '.join(_LEVELS)}{did_you_mean(str(level), _LEVELS)}"
+        raise ConfigError(f"log_level={shorten(level)}: must be one of {names}")
+
+
+def set_level(level: str) -> None:
+    """Shows messages of the package at `level` and above on stderr.
+
+    Raises:
+        ConfigError: as `require_level`.
+    """
+    require_level(level)
     root = logging.getLogger("runtime")
     root.setLevel(level.upper())
     if not root.handlers:

@@ -70,7 +70,9 @@ class StructuredOutputsParams:
         if value is None or isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
-            raise InvalidRequestError(_NAME, value, f"a StructuredOutputsParams, or a dict with one of {_KINDS}")
+            raise InvalidRequestError(
+                _NAME, value, f"a StructuredOutputsParams, or a dict with one of {', '.join(_KINDS)}"
+            )
         known = [f.name for f in fields(cls) if f.init]
         for name in value:
             if name not in known:

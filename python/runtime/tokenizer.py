@@ -114,12 +114,14 @@ class Tokenizer:
             raise InvalidRequestError("prompt", message=f"the prompt cannot be tokenised: {error}") from None
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
         if len(token_ids) <= _MANY_TOKENS:
             return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
         # as in _encode
         return str(self._tokenizer.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)[0])
 
     def token_to_id(self, token: str) -> int | None:
+        """None for what is no token as a whole."""
         found = self._tokenizer.token_to_id(token)
         return None if found is None else int(found)
 

@@ -83,6 +83,7 @@ def run(link: RankLink, settings: dict[str, Any]) -> None:
 
 
 def main() -> int:
+    """Serves until the group ends, then ends the process; what goes wrong is told to rank 0."""
     link = RankLink()
     code = 0
     try:

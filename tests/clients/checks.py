@@ -19,6 +19,22 @@ from typing import Any
 MODEL = "builtin"
 QUESTION, ANSWER = "12+35=", "47"
 MESSAGES = [{"role": "user", "content": QUESTION}]
+# what the built-in model, which says nothing of use, can be made to call: it ends, as further keys are not allowed
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "carry",
+        "description": "Whether one is carried.",
+        "parameters": {
+            "type": "object",
+            "properties": {"carries": {"type": "boolean"}},
+            "required": ["carries"],
+            "additionalProperties": False,
+        },
+    },
+}
+FORCED = {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "carry"}}}
+ARGUMENTS = ({"carries": True}, {"carries": False})
 API_KEY = os.environ.get("CHECK_API_KEY", "any")
 
 _checks: list[tuple[Callable[[str], object], str | None]] = []
@@ -82,8 +98,7 @@ def _run(function: Callable[[str], object], field: str | None, url: str) -> str:
     return outcome
 
 
-_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-_SAMPLES: dict[str, Any] = {"response_format": {"type": "json_object"}, "tools": [_TOOL]}
+_SAMPLES: dict[str, Any] = {"response_format": {"type": "json_object"}, "tools": [TOOL]}
 
 
 def _refusal(url: str, field: str) -> str:

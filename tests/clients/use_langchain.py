@@ -5,9 +5,8 @@ import asyncio
 import openai
 from checks import ANSWER, API_KEY, MODEL, QUESTION, check, main, needs, raises
 from langchain_core.messages import HumanMessage, SystemMessage
-from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 def chat_at(url: str, **fields) -> ChatOpenAI:
@@ -64,8 +63,9 @@ def errors(url):
 
 
 class Flag(BaseModel):
-    """Whether it holds."""
+    """Whether it holds. With further keys allowed the built-in model would never end."""
 
+    model_config = ConfigDict(extra="forbid")
     holds: bool
 
 
@@ -77,13 +77,11 @@ def structured_output(url):
 
 @needs("tools")
 def forced_tool(url):
-    @tool
-    def halt() -> str:
-        """Stops."""
-        return ""
-
-    found = chat_at(url).bind_tools([halt], tool_choice="halt").invoke(QUESTION)
-    assert [call["name"] for call in found.tool_calls] == ["halt"]
+    (call,) = chat_at(url).bind_tools([Flag], tool_choice="Flag").invoke(QUESTION).tool_calls
+    assert call["name"] == "Flag" and set(map(type, call["args"].values())) == {bool}
+    assert isinstance(chat_at(url).with_structured_output(Flag, method="function_calling").invoke(QUESTION), Flag)
+    streamed = sum_of(chat_at(url).bind_tools([Flag], tool_choice="any").stream(QUESTION))
+    assert [one["args"] for one in streamed.tool_calls] == [call["args"]]
 
 
 def sum_of(chunks):

@@ -1,9 +1,10 @@
 """litellm: OpenAI's and vLLM's provider names, and its own exceptions."""
 
 import asyncio
+import json
 
 import litellm
-from checks import ANSWER, API_KEY, MESSAGES, MODEL, QUESTION, check, main, needs, raises
+from checks import ANSWER, API_KEY, ARGUMENTS, FORCED, MESSAGES, MODEL, QUESTION, check, main, needs, raises
 
 litellm.suppress_debug_info = True
 PROVIDERS = ("openai", "hosted_vllm")
@@ -81,11 +82,8 @@ def json_object(url):
 
 @needs("tools")
 def forced_tool(url):
-    function = {"name": "halt", "description": "Stops.", "parameters": {"type": "object", "properties": {}}}
-    choice = {"type": "function", "function": {"name": "halt"}}
-    tools = [{"type": "function", "function": function}]
-    found = litellm.completion(messages=MESSAGES, tools=tools, tool_choice=choice, **at(url))
-    assert found.choices[0].message.tool_calls[0].function.name == "halt"
+    (call,) = litellm.completion(messages=MESSAGES, **FORCED, **at(url)).choices[0].message.tool_calls
+    assert call.function.name == "carry" and json.loads(call.function.arguments) in ARGUMENTS
 
 
 if __name__ == "__main__":

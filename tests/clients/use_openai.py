@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import openai
-from checks import ANSWER, API_KEY, MESSAGES, MODEL, QUESTION, check, main, needs, raises
+from checks import ANSWER, API_KEY, ARGUMENTS, FORCED, MESSAGES, MODEL, QUESTION, TOOL, check, main, needs, raises
 
 GREEDY = {"model": MODEL, "temperature": 0}
 
@@ -98,10 +98,18 @@ def json_schema(url):
 
 @needs("tools")
 def forced_tool(url):
-    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
-    choice = {"type": "function", "function": {"name": "add"}}
-    found = client_of(url).chat.completions.create(messages=MESSAGES, tools=[tool], tool_choice=choice, **GREEDY)
-    assert found.choices[0].message.tool_calls[0].function.name == "add"
+    """Called, and called in a stream; then its result is told."""
+    create = client_of(url).chat.completions.create
+    found = create(messages=MESSAGES, **FORCED, **GREEDY).choices[0]
+    (call,) = found.message.tool_calls
+    assert call.function.name == "carry" and json.loads(call.function.arguments) in ARGUMENTS
+    chunks = create(messages=MESSAGES, stream=True, tools=[TOOL], tool_choice="required", **GREEDY)
+    parts = [part for chunk in chunks for part in chunk.choices[0].delta.tool_calls or []]
+    assert parts[0].function.name == "carry"
+    assert "".join(part.function.arguments or "" for part in parts) == call.function.arguments
+    result = {"role": "tool", "tool_call_id": call.id, "content": "false"}
+    told = create(messages=[*MESSAGES, found.message, result], max_tokens=8, **GREEDY)
+    assert isinstance(told.choices[0].message.content, str)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """openai 0.28: module-level calls, exceptions in `openai.error`."""
 
+import json
+
 import openai
-from checks import ANSWER, API_KEY, MESSAGES, MODEL, QUESTION, check, main, raises
+from checks import ANSWER, API_KEY, ARGUMENTS, FORCED, MESSAGES, MODEL, QUESTION, check, main, needs, raises
 
 openai.api_key = API_KEY
 GREEDY = {"model": MODEL, "temperature": 0}
@@ -57,6 +59,13 @@ def error_in_a_stream(url):
         long = {"max_tokens": 900, "ignore_eos": True, "deadline_s": 0.3}
         for _ in openai.Completion.create(prompt=QUESTION, stream=True, **long, **at(url)):
             pass
+
+
+@needs("tools")
+def forced_tool(url):
+    """It knows nothing of them, and passes them on."""
+    (call,) = openai.ChatCompletion.create(messages=MESSAGES, **FORCED, **at(url)).choices[0].message.tool_calls
+    assert call.function.name == "carry" and json.loads(call.function.arguments) in ARGUMENTS
 
 
 if __name__ == "__main__":

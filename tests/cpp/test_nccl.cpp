@@ -23,7 +23,7 @@ struct Pretended {
   NcclResult init = NcclResult::kInProgress;
   NcclResult call = NcclResult::kSuccess;
   NcclResult state = NcclResult::kSuccess;
-  int num_in_progress = 3;  // times that it answers so before it answers `state`
+  int num_in_progress = 3;   // times that it answers so before it answers `state`
   bool graph_lives = false;  // a communicator is not given back before it is false
   std::mutex mutex;          // of `asked` and `graph_lives`
   std::condition_variable changed;

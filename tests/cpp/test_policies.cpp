@@ -8,19 +8,13 @@
 #include "runtime/error.h"
 #include "runtime/step_plan.h"
 #include "serving.h"
+#include "stories.h"
 
 namespace runtime::testing {
 namespace {
 
 SchedulerConfig Config(SchedulingPolicy policy) {
-  SchedulerConfig config;
-  config.max_num_seqs = 4;
-  config.max_num_batched_tokens = 16;
-  config.block_size = 4;
-  config.max_model_len = 64;
-  config.vocab_size = 1000;
-  config.watermark = 0.0;
-  config.admission = AdmissionMode::kNone;
+  SchedulerConfig config = runtime::testing::Config();
   config.policy = policy;
   return config;
 }
@@ -30,10 +24,6 @@ std::vector<TokenId> Prompt(std::int32_t len, RequestId id = 0) {
   std::vector<TokenId> prompt;
   for (std::int32_t i = 0; i < len; ++i) prompt.push_back(static_cast<TokenId>(7 * id + i) % 1000);
   return prompt;
-}
-
-RequestNumbers Numbers(std::int64_t max_tokens) {
-  return {.temperature = 0, .seed = 1, .max_tokens = max_tokens};
 }
 
 // One request in a row of the device, so that starts come one by one.
@@ -48,7 +38,7 @@ TEST(PriorityTest, HigherPrioritiesStartFirstAndEqualOnesByArrival) {
   Serving serving(config, 20);
   const std::vector<std::int32_t> priorities{0, 5, -3, 5, 1};
   for (RequestId id = 0; id < 5; ++id) {
-    serving.Submit(id, Prompt(4, id), Numbers(2), {.priority = priorities[id]});
+    serving.Submit(id, Prompt(4, id), Greedy(2), {.priority = priorities[id]});
   }
   EXPECT_EQ(OrderOfStarts(serving), (std::vector<RequestId>{1, 3, 4, 0, 2}));
 }
@@ -59,13 +49,13 @@ TEST(PriorityTest, WaitingIsWorthLevels) {
     config.max_num_seqs = 1;
     config.priority_ageing_s = ageing_s;
     Serving serving(config, 20);
-    serving.Submit(9, Prompt(4, 9), Numbers(9), {.priority = 99});
+    serving.Submit(9, Prompt(4, 9), Greedy(9), {.priority = 99});
     serving.Step();
     serving.scheduler().SetTime(1'000'000);
-    serving.Submit(1, Prompt(4, 1), Numbers(2), {.priority = 0});
+    serving.Submit(1, Prompt(4, 1), Greedy(2), {.priority = 0});
     serving.Step();
     serving.scheduler().SetTime(1'000'000 + waited_us);
-    serving.Submit(2, Prompt(4, 2), Numbers(2), {.priority = 2});
+    serving.Submit(2, Prompt(4, 2), Greedy(2), {.priority = 2});
     serving.RunUntilDrained();
     return serving.started()[1];
   };
@@ -87,7 +77,7 @@ TEST(PriorityTest, TheLowestPriorityIsPreemptedFirst) {
   Serving serving(config, 9);
   for (RequestId id = 1; id <= 3; ++id) {
     const auto priority = static_cast<std::int32_t>(id == 1 ? -1 : id);
-    serving.Submit(id, Prompt(9, 50 * id), Numbers(15), {.priority = priority});
+    serving.Submit(id, Prompt(9, 50 * id), Greedy(15), {.priority = priority});
   }
   serving.RunUntilDrained();
   EXPECT_GE(serving.outcome(1).num_preemptions, 1);
@@ -104,7 +94,7 @@ class Backlog {
     for (RequestId id = 0; id < 660; ++id) {
       const bool is_b = id % 11 != 0;
       serving_.Submit(id, Prompt(6 + static_cast<std::int32_t>(id % 5), id),
-                      Numbers(4 + static_cast<std::int64_t>(id % 7)), {.tenant = is_b ? "b" : "a"});
+                      Greedy(4 + static_cast<std::int64_t>(id % 7)), {.tenant = is_b ? "b" : "a"});
     }
   }
 
@@ -148,11 +138,11 @@ TEST(FairShareTest, AnIdleTenantSavesUpNoTurns) {
   config.max_num_seqs = 1;
   Serving serving(config, 20);
   for (RequestId id = 0; id < 20; ++id) {
-    serving.Submit(id, Prompt(4, id), Numbers(4), {.tenant = "busy"});
+    serving.Submit(id, Prompt(4, id), Greedy(4), {.tenant = "busy"});
   }
   for (std::int32_t i = 0; i < 40; ++i) serving.Step();
   for (RequestId id = 20; id < 30; ++id) {
-    serving.Submit(id, Prompt(4, id), Numbers(4), {.tenant = "late"});
+    serving.Submit(id, Prompt(4, id), Greedy(4), {.tenant = "late"});
   }
   const std::size_t first = serving.started().size();
   serving.RunUntilDrained();
@@ -166,13 +156,13 @@ TEST(FairShareTest, WhatThePrefixCacheBringsIsNotCharged) {
   config.max_num_seqs = 1;
   config.output_token_weight = 0.0;
   Serving serving(config, 20);
-  serving.Submit(99, Prompt(13, 7), Numbers(1), {.tenant = "c"});
+  serving.Submit(99, Prompt(13, 7), Greedy(1), {.tenant = "c"});
   serving.RunUntilDrained();
   for (RequestId id = 0; id < 4; ++id) {
-    serving.Submit(id, Prompt(13, 7), Numbers(1), {.tenant = "cached"});
+    serving.Submit(id, Prompt(13, 7), Greedy(1), {.tenant = "cached"});
   }
   for (RequestId id = 10; id < 14; ++id) {
-    serving.Submit(id, Prompt(13, 3 * id), Numbers(1), {.tenant = "new"});
+    serving.Submit(id, Prompt(13, 3 * id), Greedy(1), {.tenant = "new"});
   }
   serving.RunUntilDrained();
   EXPECT_EQ(serving.started(), (std::vector<RequestId>{99, 0, 10, 1, 2, 3, 11, 12, 13}));
@@ -182,7 +172,7 @@ TEST(FairShareTest, TenantsThatCameOnceAreForgotten) {
   SchedulerConfig config = Config(SchedulingPolicy::kFair);
   Serving serving(config, 20);
   for (RequestId id = 0; id < 3000; ++id) {
-    serving.Submit(id, Prompt(2, id), Numbers(1), {.tenant = std::to_string(id)});
+    serving.Submit(id, Prompt(2, id), Greedy(1), {.tenant = std::to_string(id)});
     if (id % 50 == 0) serving.RunUntilDrained();
   }
   serving.RunUntilDrained();

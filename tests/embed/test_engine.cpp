@@ -3,6 +3,7 @@
 #include <chrono>
 #include <csignal>
 #include <future>
+#include <regex>
 #include <thread>
 
 #include "engine_testing.h"
@@ -108,6 +109,33 @@ TEST(EngineTest, TheLastChunkSaysHowItEnded) {
       engine,
       {.prompt = "12+35=", .temperature = 0, .stop = {"7"}, .include_stop_str_in_output = true});
   EXPECT_EQ(output.text, "47");
+}
+
+// Greedily, and whole.
+std::string AnswerOf(StructuredOutputs form) {
+  const Output output = Ask(SharedEngine(), {.prompt = "12+35=",
+                                             .temperature = 0,
+                                             .max_tokens = 200,
+                                             .structured_outputs = std::move(form)});
+  EXPECT_EQ(output.finish_reason, FinishReason::kStop);
+  return output.text;
+}
+
+bool Matches(const std::string& text, const char* pattern) {
+  return std::regex_match(text, std::regex(pattern));
+}
+
+TEST(EngineTest, AnswersHaveTheFormThatIsAskedFor) {
+  constexpr char kSchema[] = R"({"type": "object", "required": ["sum", "sure"],
+      "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 99},
+                     "sure": {"type": "boolean"}}, "additionalProperties": false})";
+  EXPECT_PRED2(Matches, AnswerOf({.json = kSchema}),
+               R"(\s*\{\s*"sum"\s*:\s*\d{1,2}\s*,\s*"sure"\s*:\s*(true|false)\s*\}\s*)");
+  EXPECT_PRED2(Matches, AnswerOf({.json = kSchema, .disable_any_whitespace = true}),
+               R"(\{"sum":\d{1,2},"sure":(true|false)\})");
+  EXPECT_PRED2(Matches, AnswerOf({.regex = "[a-z]{3}-[0-9]{4}"}), "[a-z]{3}-[0-9]{4}");
+  EXPECT_PRED2(Matches, AnswerOf({.choice = {{"yes", "no"}}}), "yes|no");
+  EXPECT_PRED2(Matches, AnswerOf({.grammar = R"(start: "<" /[0-9]/ ">")"}), "<[0-9]>");
 }
 
 TEST(EngineTest, StopTokensAreNamed) {

@@ -67,6 +67,17 @@ TEST(EngineErrorsTest, WhatTheModelMustSayIsTheStreamsError) {
   EXPECT_EQ(Ask(engine, {.prompt = "12+35=", .temperature = 0}).text, "47");  // it goes on
 }
 
+TEST(EngineErrorsTest, FormsThatAreWrongAreTheStreamsError) {
+  const auto refusal = [](StructuredOutputs form) {
+    return Failed<InvalidRequest>(SharedEngine(), {.prompt = "a", .structured_outputs = form});
+  };
+  EXPECT_PRED2(Has, refusal({}).what(), "exactly one of json, regex");
+  EXPECT_EQ(refusal({.json = "{"}).param(), "structured_outputs.json");
+  EXPECT_PRED2(Has, refusal({.json = R"({"type": "bogus"})"}).what(), "bogus");
+  EXPECT_EQ(refusal({.regex = std::string(9000, 'x')}).suggestion(), "8192");
+  EXPECT_EQ(refusal({.regex = "\xff"}).param(), "structured_outputs.regex");
+}
+
 TEST(EngineErrorsTest, DeadlinesEndARequest) {
   Request request = Endless();
   request.deadline_s = 1e-4;

@@ -1,3 +1,5 @@
+"""`silu_and_mul` and `gelu_tanh` against the reference, at large values and over strided rows."""
+
 import pytest
 import torch
 from harness import DTYPES, assert_close, gpu, randn, strided

@@ -1,3 +1,5 @@
+"""Attention over ragged batches, cached prefixes included, against the reference."""
+
 import pytest
 import torch
 from attention_cases import ATTENTION_TOLERANCE, VARIANTS, extras, paged_batch

@@ -1,3 +1,5 @@
+"""Blocks between two pools, and masks from the host to their rows, against the reference."""
+
 import pytest
 import torch
 from harness import gpu, poisoned, randn

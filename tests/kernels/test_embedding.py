@@ -1,3 +1,5 @@
+"""Rows of this rank's part of the vocabulary; zeros for ids of others."""
+
 import pytest
 import torch
 from harness import DTYPES, gpu, randn, strided

@@ -1,3 +1,5 @@
+"""`layer_norm` against the reference, and over strided rows."""
+
 import pytest
 import torch
 from harness import DTYPES, assert_close, gpu, poisoned, randn, strided

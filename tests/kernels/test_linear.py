@@ -1,3 +1,5 @@
+"""The streaming and the matrix kernel against exact products; one order of addition when deterministic."""
+
 import pytest
 import torch
 from harness import TOLERANCE, assert_close, gpu, poisoned, randn, strided

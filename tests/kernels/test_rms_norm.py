@@ -1,3 +1,5 @@
+"""`rms_norm` against the reference; each row by itself, and over strided rows."""
+
 import pytest
 import torch
 from harness import DTYPES, assert_close, gpu, poisoned, randn, strided

@@ -1,3 +1,5 @@
+"""Rotation, norms of heads and the slots that are written, against the reference; nothing else is written."""
+
 import pytest
 import torch
 from harness import DTYPES, assert_close, gpu, poisoned, randn

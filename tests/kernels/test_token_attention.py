@@ -1,3 +1,5 @@
+"""Attention of one token a row against the reference; padding, strides, large scores, graphs."""
+
 import pytest
 import torch
 from attention_cases import ATTENTION_TOLERANCE, VARIANTS, extras, paged_batch

@@ -1,6 +1,7 @@
 """Tiny random checkpoints for the tests of the engine."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,16 @@ def llm(tiny_llama):
 
     with LLM(str(tiny_llama), block_size=4, num_kv_blocks=512, max_num_batched_tokens=64) as llm:
         yield llm
+
+
+@pytest.fixture(scope="session")
+def wait_until_idle():
+    """Returns once an LLM holds neither a request nor a KV block; fails after ten seconds."""
+
+    def wait(llm):
+        deadline = time.monotonic() + 10
+        while (stats := llm.stats).num_running or stats.num_waiting or stats.num_free_blocks < stats.num_blocks:
+            assert time.monotonic() < deadline, "requests are left"
+            time.sleep(0.01)
+
+    return wait

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import runtime
+from runtime.cli import doctor
 from runtime.cli.main import VERBS, main
 
 
@@ -109,6 +110,18 @@ def test_doctor(run):
     assert run("doctor")[1].startswith("OK   python")
 
 
+def test_doctor_fails_with_the_fix_where_something_is_too_old_or_cannot_be_asked(run, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.10.1+cpu")
+    code, out, _ = run("doctor")
+    assert code == 69 and "FAIL torch        2.10.1+cpu; pip install 'torch>=2.11'" in out.splitlines()
+    monkeypatch.setattr(torch, "__version__", "2.11.0")
+    monkeypatch.setattr(doctor, "CHECKS", {"python": doctor.CHECKS["python"], "broken": lambda: 1 // 0})
+    code, out, _ = run("doctor")
+    assert code == 69 and out.splitlines()[1].startswith("FAIL broken       ZeroDivisionError: ")
+    monkeypatch.setattr(doctor, "CHECKS", {"shm": lambda: (doctor.WARN, "little", "give it more")})
+    assert run("doctor")[:2] == (0, "WARN shm          little; give it more\n")
+
+
 def test_version(run):
     code, out, _ = run("version")
     assert code == 0 and out.startswith(f"runtime {runtime.__version__}\n")
@@ -146,7 +159,12 @@ def test_help_lists_every_verb(run):
         (["genrate"], 2, "unknown verb 'genrate'; did you mean 'generate'"),
         (["generate", "--temprature", "1"], 2, "unknown flag '--temprature'; did you mean '--temperature'"),
         (["generate", "m", "extra"], 2, "unknown argument 'extra'"),
-        (["generate", "-p", "x", "--max-tokens", "many"], 2, "invalid int value: 'many'"),
+        (["generate", "-p", "x", "--max-tokens", "many"], 2, "--max-tokens='many': must be an integer"),
+        (["inspect", "--plan", "--device-memory", "inf"], 2, "--device-memory='inf': must be a number of bytes"),
+        (["completion", "bsh"], 2, "shell='bsh': must be one of bash, zsh, fish; did you mean 'bash'"),
+        (["bench", "latnecy"], 2, "bench: unknown verb 'latnecy'; did you mean 'latency'"),
+        (["bench", "latency", "--bacth", "0"], 2, "bench latency: unknown flag '--bacth'; did you mean '--batch'"),
+        (["inspect", "--plan", "--log-level", "loud"], 2, "log_level='loud': must be one of debug, info"),
         (["generate", "-p", "x", "--temperature", "-1"], 2, "temperature=-1"),
         (["generate", "-p", "x", "--max-tokens", "0"], 2, "max_tokens=0: must be between 1 and"),
         (["generate", "-p", ""], 2, "prompt='': must be at least one token"),
@@ -166,7 +184,6 @@ def test_help_lists_every_verb(run):
         (["generate", "two\nlines"], 65, "no model folder 'two\\nlines'"),
         (["generate", "-p", "x", "--step-timeout", "nan"], 2, "step_timeout=nan: must be a positive number"),
         (["bench", "scheduler", "--append", "/no/such/rows"], 2, "--append=/no/such/rows: there is no folder /no/such"),
-        (["bench", "latncy"], 2, "latncy"),
         (["bench", "latency", "--scenario", "decode_b7"], 2, "unknown scenario 'decode_b7'"),
         (["bench", "scheduler", "--batch", "0"], 2, "--batch=0: must be at least 1"),
         (["bench", "scheduler", "--prefix-hit", "--in", "16"], 2, "--in=16: must be above a block of 16 tokens"),

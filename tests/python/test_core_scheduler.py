@@ -8,6 +8,7 @@ import pytest
 
 from runtime import _core
 from runtime.errors import CapacityError, ConfigError, InvalidRequestError
+from runtime.kernels import step_plan
 
 PLAN = _core.step_plan
 
@@ -102,9 +103,15 @@ def test_refused_numbers_name_the_field(name, value, suggestion):
     assert str(caught.value).startswith(f"{name}=") and "must be" in str(caught.value)
 
 
-def test_logit_bias_as_a_dict_or_as_pairs():
-    _core.RequestParams(logit_bias={3: 1, 4: -1.5})
-    _core.RequestParams(logit_bias=[(3, 1), (4, -1.5)])
+@pytest.mark.parametrize("bias", [{3: 1, 4: -1.5}, [(3, 1), (4, -1.5)]])
+def test_logit_bias_as_a_dict_or_as_pairs(bias):
+    driver = Driver()
+    driver.scheduler.submit(1, [5], _core.RequestParams(logit_bias=bias))
+    plan, _ = driver.step()
+    record = plan[plan[PLAN.HEADER_NEW_ROWS] :][: PLAN.NEW_ROW_WORDS]
+    at, count = record[step_plan.REC_LOGIT_BIAS :][:2]
+    pairs = plan[at:][: 2 * count].reshape(count, 2)
+    assert pairs[:, 0].tolist() == [3, 4] and pairs[:, 1].copy().view(np.float32).tolist() == [1.0, -1.5]
 
 
 def test_errors_are_the_package_s_own():

@@ -45,6 +45,24 @@ def test_buckets_hold_every_batch(limit):
     assert all(any(size <= bucket < size + 16 for bucket in buckets) for size in range(1, limit + 1))
 
 
+def test_a_step_replays_the_smallest_bucket_that_holds_it():
+    models, samplers = [], []
+    runner = SimpleNamespace(
+        max_num_seqs=20,
+        model=SimpleNamespace(max_model_len=64),
+        inputs=SimpleNamespace(input_ids=range(20)),
+        infer_state=lambda *, num_rows, **_: num_rows,
+        forward=lambda input_ids, num_rows: models.append((len(input_ids), num_rows)) or num_rows,
+        sample=lambda num_rows, outputs, *, greedy_only: samplers.append((num_rows, greedy_only)),
+    )
+    graphs = CalledGraphs(runner, None)
+    graphs.capture()
+    for size, bucket in ((1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (8, 8), (9, 16), (16, 16), (17, 20), (20, 20)):
+        graphs.replay_model(size)
+        graphs.replay_sampler(size, greedy_only=size % 2 == 0)
+        assert models[-1] == (bucket, bucket) and samplers[-1] == (bucket, size % 2 == 0)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 7, 8, 9])
 def test_results_at_bucket_edges_equal_eager(tiny_llama, batch):
     params = [SAMPLED if i % 3 == 2 else GREEDY for i in range(batch)]

@@ -1,29 +1,18 @@
 """`LLM` through its public interface, on a tiny random llama."""
 
 import asyncio
-import gc
 import io
 import sys
-import threading
 import time
 
 import pytest
 import torch
 
-from runtime import LLM, RequestHandle, RequestOutput, SamplingParams
-from runtime.basemodel import TpPartBaseModel
-from runtime.engine.model_runner import ModelRunner
-from runtime.errors import (
-    CapacityError,
-    ConfigError,
-    DeadlineExceeded,
-    InvalidRequestError,
-    ModelFormatError,
-    ModelNotFoundError,
-    RequestAborted,
-)
+from runtime import LLM, SamplingParams
+from runtime.errors import ConfigError, InvalidRequestError
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
+ENDLESS = SamplingParams(max_tokens=200, ignore_eos=True)  # longer than any of these tests looks
 PROMPTS = ["the quick", "brown fox jumps over the lazy dog " * 3, "é€😀", "x"]
 
 
@@ -75,10 +64,20 @@ def test_stream_adds_up_to_the_result(llm):
     assert chunks[-1].output.outputs == whole.outputs
 
 
-def test_leaving_a_stream_early_aborts_the_request(llm):
-    for _ in llm.stream("the", SamplingParams(max_tokens=200, ignore_eos=True)):
-        break
+def test_leaving_a_stream_early_aborts_the_request(llm, wait_until_idle):
+    chunk = next(llm.stream("the", ENDLESS))
     wait_until_idle(llm)
+    assert chunk.output.outputs[0].finish_reason == "abort"
+
+
+def test_leaving_an_asynchronous_stream_early_aborts_the_request(llm, wait_until_idle):
+    async def first():
+        async for chunk in llm.agenerate("the", ENDLESS):
+            return chunk
+
+    chunk = asyncio.run(first())
+    wait_until_idle(llm)
+    assert chunk.output.outputs[0].finish_reason == "abort"
 
 
 def test_agenerate_streams_in_asyncio(llm):
@@ -180,7 +179,7 @@ def stop_text(llm, **options):
     return llm.generate("the quick brown", params)[0].outputs[0]
 
 
-def test_a_stop_string_ends_the_output(llm):
+def test_a_stop_string_ends_the_output(llm, wait_until_idle):
     whole = stop_text(llm)
     middle = len(whole.text) // 2
     stop = whole.text[middle : middle + 3]  # starts inside a token or not, as it happens
@@ -196,8 +195,9 @@ def test_a_streamed_stop_string_never_shows(llm):
     whole = stop_text(llm)
     stop = whole.text[10:14]
     params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, stop=[stop])
-    deltas = [chunk.delta for chunk in llm.stream("the quick brown", params)]
-    assert "".join(deltas) == whole.text[: whole.text.find(stop)]
+    *before, last = llm.stream("the quick brown", params)
+    assert "".join(chunk.delta for chunk in (*before, last)) == whole.text[: whole.text.find(stop)]
+    assert last.stop_reason == stop and {chunk.stop_reason for chunk in before} == {None}
 
 
 def test_a_stop_token_ends_the_output(llm):
@@ -260,141 +260,6 @@ def test_metrics(llm):
     assert (metrics.prompt_tokens, metrics.output_tokens, metrics.preemptions) == (len(out.prompt_token_ids), 5, 0)
 
 
-def test_abort_keeps_what_is_there(llm):
-    handle = llm.submit("the", SamplingParams(max_tokens=200, ignore_eos=True))
-    next(iter(handle))
-    handle.abort()
-    handle.abort()
-    out = handle.result(10)
-    assert isinstance(out, RequestOutput)
-    assert out.outputs[0].finish_reason == "abort" and 1 <= len(out.outputs[0].token_ids) < 200
-    wait_until_idle(llm)
-
-
-def test_abort_of_a_request_that_waits(tiny_llama):
-    with LLM(str(tiny_llama), max_num_seqs=1) as llm:
-        params = SamplingParams(max_tokens=200, ignore_eos=True, n=2)
-        handles = [llm.submit("the", params) for _ in range(4)]
-        for handle in handles:
-            handle.abort()
-        assert all(out.finish_reason == "abort" for handle in handles for out in handle.result(10).outputs)
-        wait_until_idle(llm)
-        running, waiting = llm.submit("the", params), llm.submit("fox", params)
-        next(iter(running))
-        waiting.abort()
-        assert waiting.result(10).outputs[0].finish_reason == "abort"
-        assert not running.done
-        running.abort()
-
-
-def test_abort_reaches_completions_that_wait_for_the_first(tiny_llama):
-    with LLM(str(tiny_llama), max_num_seqs=2, block_size=4) as llm:
-        for delay in (0.0, 0.002, 0.004, 0.006):
-            handle = llm.submit([5] * 60, SamplingParams(n=6, max_tokens=150, ignore_eos=True))
-            time.sleep(delay)
-            handle.abort()
-            assert [out.finish_reason for out in handle.result(10).outputs] == ["abort"] * 6
-        wait_until_idle(llm)
-
-
-def test_abort_while_completions_are_being_submitted(llm, monkeypatch):
-    take = RequestHandle.take_deferred
-
-    def take_and_abort(handle):
-        taken = take(handle)
-        if taken and threading.current_thread() is not threading.main_thread():
-            handle.abort()
-        return taken
-
-    monkeypatch.setattr(RequestHandle, "take_deferred", take_and_abort)
-    handle = llm.submit([5] * 60, SamplingParams(n=3, max_tokens=100, ignore_eos=True))
-    assert [out.finish_reason for out in handle.result(10).outputs] == ["abort"] * 3
-
-
-def test_submitting_while_closing_never_hangs(tiny_llama):
-    for _ in range(5):
-        llm, found = LLM(str(tiny_llama)), []
-
-        def submit_until_closed(llm=llm, found=found):
-            with pytest.raises(RequestAborted):
-                while True:
-                    found.append(llm.submit("the", GREEDY))
-
-        threads = [threading.Thread(target=submit_until_closed) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        time.sleep(0.01)
-        llm.close()
-        for thread in threads:
-            thread.join(10)
-            assert not thread.is_alive()
-        for handle in found:
-            try:
-                handle.result(5)
-            except RequestAborted:
-                pass
-
-
-def test_result_waits_no_longer_than_it_is_told(llm):
-    handle = llm.submit("the", SamplingParams(max_tokens=200, ignore_eos=True))
-    with pytest.raises(DeadlineExceeded, match="0.001 s"):
-        handle.result(0.001)
-    handle.abort()
-
-
-def test_threads_may_share_an_llm(llm):
-    expected = llm.generate("the quick", GREEDY)[0].outputs[0].token_ids
-    found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(llm.generate("the quick", GREEDY)[0].outputs[0].token_ids))
-        for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert found == [expected] * 8
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, about attributes that isinstance looks at
-def test_a_closed_engine_holds_no_memory_of_its_model(tiny_llama):
-    """Another engine in the process needs it, and NCCL does not end while a CUDA graph lives."""
-
-    def models():
-        return [one for one in gc.get_objects() if isinstance(one, (TpPartBaseModel, ModelRunner))]
-
-    gc.collect()
-    before = len(models())
-    llm = LLM(tiny_llama, device="cpu")
-    llm.generate(["a b"], SamplingParams(max_tokens=3))
-    assert len(models()) == before + 2
-    llm.close()
-    assert len(models()) == before
-    del llm  # which was still there itself
-
-
-def test_close_ends_what_runs(tiny_llama):
-    llm = LLM(str(tiny_llama))
-    handle = llm.submit("the", SamplingParams(max_tokens=200, ignore_eos=True))
-    next(iter(handle))
-    llm.close()
-    llm.close()
-    with pytest.raises(RequestAborted, match="closed"):
-        handle.result(5)
-    with pytest.raises(RequestAborted, match="closed"):
-        llm.generate("the")
-
-
-def test_a_full_queue_refuses(tiny_llama):
-    with LLM(str(tiny_llama), max_num_seqs=1, max_queued_requests=1) as llm:
-        handles = []
-        with pytest.raises(CapacityError, match="max_queued_requests"):
-            for _ in range(4):
-                handles.append(llm.submit("the", SamplingParams(max_tokens=200, ignore_eos=True)))
-        for handle in handles:
-            handle.abort()
-
-
 def test_without_a_tokenizer(tiny_llama):
     with LLM(str(tiny_llama), skip_tokenizer_init=True) as llm:
         out = llm.generate([5, 6, 7], GREEDY)[0].outputs[0]
@@ -414,92 +279,8 @@ def test_dummy_weights_need_config_json_alone(tiny_llama, tmp_path):
     assert runs[0] == runs[1] != runs[2]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_dtypes(tiny_llama, dtype):
+@pytest.mark.parametrize("dtype, weight_bytes", [("bfloat16", 2), ("float32", 4)])
+def test_dtypes(tiny_llama, reference, dtype, weight_bytes):
     with LLM(str(tiny_llama), dtype=dtype) as llm:
+        assert llm.dtype == dtype and llm.memory.plan.weights == weight_bytes * reference.num_parameters()
         assert len(llm.generate("the", GREEDY)[0].outputs[0].token_ids) > 0
-
-
-def wait_until_idle(llm):
-    deadline = time.monotonic() + 10
-    while (stats := llm.stats).num_running or stats.num_waiting or stats.num_free_blocks < stats.num_blocks:
-        assert time.monotonic() < deadline, "requests are left"
-        time.sleep(0.01)
-
-
-@pytest.mark.parametrize(
-    "prompt, sentence",
-    [
-        ("", "prompt=.*at least one token"),
-        ([384], "384"),
-        ([-1], "-1"),
-        ([1 << 40], "between 0 and"),
-        ([1.5], "text, a list|integers"),
-        ({"promt": "x"}, "did you mean 'prompt'"),
-        ({"prompt": [1]}, "a text"),
-        ({"prompt": "a", "prompt_token_ids": [1]}, "either"),
-        ([5] * 256, "256"),
-        ([5] * 999, "999"),
-        (7, "prompt"),
-        ("\ud800", "tokenised"),
-    ],
-)
-def test_bad_prompts_are_refused(llm, prompt, sentence):
-    with pytest.raises(InvalidRequestError, match=sentence):
-        llm.submit(prompt, GREEDY)
-
-
-@pytest.mark.parametrize(
-    "arguments, sentence",
-    [
-        ({"max_modellen": 5}, "unknown argument 'max_modellen'; did you mean 'max_model_len'"),
-        ({"pipeline_parallel_size": 2}, "unknown argument 'pipeline_parallel_size'"),
-        ({"tensor_parallel_size": 0}, "tensor_parallel_size=0: must be between 1 and 64; nearest: 1"),
-        ({"block_size": 12}, "block_size=12: must be a power of two; nearest: 8"),
-        ({"block_size": 0}, "between 1 and"),
-        ({"dtype": "fp32"}, "float32"),
-        ({"device": "gpu"}, "cpu, cuda"),
-        ({"load_format": "pt"}, "safetensors"),
-        ({"admission": "past-future"}, "past_future, max_tokens, none; did you mean 'past_future'"),
-        ({"admission": "oracle"}, "admission='oracle': must be one of past_future, max_tokens, none"),
-        ({"scheduling_policy": "lifo"}, "scheduling_policy='lifo': must be one of fcfs, priority, fair"),
-        ({"max_model_len": 257}, "256"),
-        ({"max_model_len": 2.5}, "integer"),
-        ({"max_num_seqs": 0}, "nearest: 1"),
-        ({"gpu_memory_utilization": 1.5}, "at most 1"),
-        ({"step_timeout": 0}, "positive"),
-        ({"num_kv_blocks": 4, "kv_cache_memory_bytes": 4}, "one of them"),
-        ({"deterministic": 1}, "True or False"),
-        ({"seed": -1}, "nearest: 0"),
-        ({"log_level": "loud"}, "log_level"),
-        ({"tokenizer": 5}, "tokenizer=5: must be the path"),
-    ],
-)
-def test_bad_arguments_are_refused(tiny_llama, arguments, sentence):
-    with pytest.raises(ConfigError, match=sentence):
-        LLM(str(tiny_llama), **arguments)
-
-
-def test_a_pool_that_is_too_small(tiny_llama):
-    with pytest.raises(CapacityError, match="max_model_len=200 needs 13 KV blocks.*nearest: 128"):
-        LLM(str(tiny_llama), num_kv_blocks=8, max_model_len=200)
-    with pytest.raises(CapacityError, match="kv_cache_memory_bytes"):
-        LLM(str(tiny_llama), kv_cache_memory_bytes=1000)
-    with LLM(str(tiny_llama), num_kv_blocks=8) as llm:
-        assert llm.max_model_len == 128
-
-
-def test_bad_folders_are_refused(tiny_llama, tmp_path):
-    with pytest.raises(ModelNotFoundError, match="did you mean .*tiny-llama"):
-        LLM(str(tiny_llama.parent / "tiny-lama"))
-    with pytest.raises(ModelFormatError, match="config.json"):
-        LLM(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "lama"}')
-    with pytest.raises(ModelFormatError, match="known: .*llama"):
-        LLM(str(tmp_path))
-
-
-def test_a_tokenizer_of_another_model_is_refused(tiny_llama, make_tokenizer, tmp_path):
-    make_tokenizer(tmp_path, vocab_size=500)
-    with pytest.raises(ModelFormatError, match="knows 500 tokens, but the model's vocabulary has 384"):
-        LLM(str(tiny_llama), tokenizer=str(tmp_path))

@@ -1,5 +1,6 @@
 """The memory plan: equal to what the engine allocates, for devices that are not here too, and what it refuses."""
 
+import dataclasses
 import json
 import logging
 import subprocess
@@ -88,6 +89,25 @@ def test_what_changes_the_plan():
     assert plan(h200(used_bytes=20 * GIB)).kv_cache < usual.kv_cache - 19 * GIB
     assert plan(h200(), dtype="float32").weights == 2 * usual.weights
     assert plan(h200(), kv_cache_memory_bytes=2 * GIB).kv_cache == 2 * GIB
+
+
+def test_the_ranks_of_a_host_share_its_memory():
+    arguments = {**LLAMA_8B, "device": "cpu", "device_memory_bytes": 24 * GIB}
+    alone, shared = (LLM.plan(**arguments, tensor_parallel_size=size) for size in (1, 2))
+    assert alone.kv_cache == pytest.approx(4 * GIB, rel=0.01) and shared.kv_cache == pytest.approx(2 * GIB, rel=0.01)
+
+
+def test_no_kv_cache_is_small_enough_for_weights_that_do_not_fit():
+    with pytest.raises(CapacityError, match=r"\(with the smallest KV cache a device of 15\.\d GiB would hold it\)"):
+        LLM.plan(**LLAMA_8B, device="cpu", device_memory_bytes=8 * GIB)
+    with pytest.raises(CapacityError, match="has 16.00 GiB .*num_kv_blocks and kv_cache_memory_bytes change it"):
+        LLM.plan(**LLAMA_8B, device="cpu", device_memory_bytes=16 * GIB)
+
+
+@pytest.mark.parametrize("max_model_len, expected", [(1024, 7), (1025, 6), (1088, 6), (1089, 6), (1153, 5)])
+def test_sequences_take_whole_blocks(max_model_len, expected):
+    found = dataclasses.replace(plan(h200()), kv_blocks=112, block_size=64, max_model_len=max_model_len)
+    assert found.max_sequences == expected
 
 
 def test_a_context_that_does_not_fit_is_shortened():

@@ -1,5 +1,6 @@
 """From a step's result to completions: order, stop strings, failures of one request. No model, no scheduler."""
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,8 @@ class Bytes:
 
 
 class Step:
-    launched_at = 0.0
+    def __init__(self, launched_at):
+        self.launched_at = launched_at
 
     def logprobs(self, row, num_top):
         return [row], [-0.5]
@@ -55,14 +57,16 @@ class Fixture:
     def submit(self, **params):
         sampling = SamplingParams(**params)
         handle = RequestHandle(str(self.next_id), None, [65], sampling, None, lambda handle: None)
-        text = TextStream(Bytes(), [], stops=sampling.stop_strings, include_stop=sampling.include_stop_str_in_output)
-        handle.completions = [Completion(handle, self.next_id, 0, sampling.numbers, text)]
-        self.outputs.add(handle.completions[0])
-        self.next_id += 1
+        for index in range(sampling.n):
+            stops, include = sampling.stop_strings, sampling.include_stop_str_in_output
+            text = TextStream(Bytes(), [], stops=stops, include_stop=include)
+            handle.completions.append(Completion(handle, self.next_id, index, sampling.numbers, text))
+            self.outputs.add(handle.completions[-1])
+            self.next_id += 1
         return handle
 
-    def step(self, *events, **options):
-        self.outputs.process(result(*events, **options), Step())
+    def step(self, *events, launched_at=0.0, **options):
+        self.outputs.process(result(*events, **options), Step(launched_at))
 
 
 @pytest.fixture
@@ -90,6 +94,24 @@ def test_tokens_arrive_in_order_and_the_end_is_final(engine):
     assert [completion.request_id for completion in engine.started] == [0, 1]
 
 
+def test_the_time_in_the_queue_ends_with_the_first_start(engine):
+    handle = engine.submit()
+    engine.step((0, 72), started=[0], launched_at=handle.arrived_at + 2.0)
+    engine.step((0, 105, 2), started=[0], launched_at=handle.arrived_at + 9.0)  # it had been preempted
+    assert handle.result(0).metrics.queue_s == pytest.approx(2.0)
+
+
+def test_a_request_takes_as_long_as_its_last_completion(engine):
+    handle = engine.submit(n=2)
+    engine.step((0, 72), (1, 72), started=[0, 1])
+    engine.step((0, 105, 2))
+    assert handle.metrics().e2e_s is None
+    time.sleep(0.02)
+    engine.step((1, 105, 2))
+    first, last = (completion.finished_at - handle.arrived_at for completion in handle.completions)
+    assert handle.metrics().e2e_s == last > first
+
+
 def test_a_stop_string_tells_the_scheduler_and_ignores_what_comes_later(engine):
     handle = engine.submit(stop="lo")
     for token in b"hel":
@@ -102,6 +124,16 @@ def test_a_stop_string_tells_the_scheduler_and_ignores_what_comes_later(engine):
     engine.step((0, -1, 1))
     out = handle.result(0).outputs[0]
     assert (out.text, out.token_ids, out.finish_reason, out.stop_reason) == ("he", list(b"helo"), "stop", "lo")
+
+
+@pytest.mark.parametrize("finish, reasons", [(2, ("stop", "\ufffd")), (3, ("abort", None))])
+def test_a_stop_string_in_what_was_held_back_ends_what_nobody_aborted(engine, finish, reasons):
+    handle = engine.submit(stop="\ufffd")
+    engine.step((0, 0xE2))  # the first byte of three
+    assert not engine.stopped
+    engine.step((0, -1, finish))
+    out = handle.result(0).outputs[0]
+    assert (out.finish_reason, out.stop_reason) == reasons
 
 
 def test_text_that_only_looked_like_a_stop_string_is_shown_at_the_end(engine):

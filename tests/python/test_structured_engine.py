@@ -1,17 +1,21 @@
 """Answers have the form that was asked for, however they are scheduled, and neighbours notice nothing."""
 
+import contextlib
 import json
 import os
 import random
 import re
+import signal
 import threading
+from pathlib import Path
 
 import pytest
 from random_schemas import random_object, random_schema
+from ranks import stat, wait_until
 
 from runtime import LLM, SamplingParams, StructuredOutputsParams
 from runtime.engine import Knobs
-from runtime.engine.grammars import MAX_CACHED
+from runtime.engine.grammars import MAX_KNOWN
 from runtime.errors import CapacityError, ConfigError, DeadlineExceeded, InvalidRequestError
 
 jsonschema = pytest.importorskip("jsonschema")  # of the group `test`; a machine with a GPU may lack it
@@ -217,7 +221,7 @@ def test_a_bad_grammar_ends_its_own_request(llm):
 
 
 def test_more_grammars_than_are_kept(llm):
-    count = MAX_CACHED + 40
+    count = MAX_KNOWN + 40
     params = [SamplingParams(structured_outputs={"choice": [f"w{i}"]}, max_tokens=9) for i in range(count)]
     outputs = llm.generate([{"prompt_token_ids": PROMPT}] * count, params)
     assert [out.outputs[0].text for out in outputs] == [f"w{i}" for i in range(count)]
@@ -241,7 +245,7 @@ def test_closing_ends_what_waits_for_a_grammar(tiny_llama):
         params = SamplingParams(structured_outputs={"regex": "[a-z]{90}"}, max_tokens=100)
         handles = [llm.submit({"prompt_token_ids": PROMPT}, params) for _ in range(50)]
     assert all(handle.done for handle in handles)
-    assert not [t for t in set(threading.enumerate()) - before if t.name == "runtime-grammars"]
+    assert not [t for t in set(threading.enumerate()) - before if t.name.startswith("runtime-grammars")]
 
 
 def test_without_the_library_or_a_tokenizer_the_error_says_what_to_do(tiny_llama, monkeypatch):
@@ -253,3 +257,117 @@ def test_without_the_library_or_a_tokenizer_the_error_says_what_to_do(tiny_llama
         with pytest.raises(ConfigError, match=r"pip install 'runtime-llm\[structured\]'"):
             ask(llm, {"regex": "a"})
         assert llm.generate({"prompt_token_ids": PROMPT})[0].finished
+
+
+def test_the_library_builds_nothing_before_a_form_is_asked_for_and_only_those_wait(tiny_llama, monkeypatch):
+    """The builder is held up: what needs no grammar starts and runs meanwhile."""
+    llguidance = pytest.importorskip("llguidance")
+    has_begun, may_build = threading.Event(), threading.Event()
+    build = llguidance.LLTokenizer
+
+    def held(*arguments):
+        has_begun.set()
+        assert may_build.wait(60)
+        return build(*arguments)
+
+    monkeypatch.setattr(llguidance, "LLTokenizer", held)
+    with LLM(str(tiny_llama), **SMALL) as llm:
+        assert llm.generate({"prompt_token_ids": PROMPT})[0].finished and not has_begun.is_set()
+        params = SamplingParams(structured_outputs={"choice": ["well"]}, max_tokens=9)
+        waiting = [llm.submit({"prompt_token_ids": PROMPT}, params) for _ in range(3)]
+        assert has_begun.wait(60)
+        assert llm.generate({"prompt_token_ids": PROMPT})[0].finished
+        assert not any(handle.done for handle in waiting)
+        may_build.set()
+        assert {handle.result(timeout=60).outputs[0].text for handle in waiting} == {"well"}
+
+
+def test_a_tokenizer_that_the_library_cannot_use_is_the_requests_error(tiny_llama, monkeypatch):
+    llguidance = pytest.importorskip("llguidance")
+
+    def refuse(*arguments):
+        raise ValueError("no such tokenizer")
+
+    monkeypatch.setattr(llguidance, "LLTokenizer", refuse)
+    with LLM(str(tiny_llama), **SMALL) as llm:
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="cannot be used with this model's tokenizer"):
+                ask(llm, {"regex": "a"})
+        assert llm.generate({"prompt_token_ids": PROMPT})[0].finished
+
+
+def workers(besides=frozenset()):
+    """Processes that try grammars: those that build, of this process, and the forks of these that try."""
+    found = {}
+    for pid in (int(entry.name) for entry in Path("/proc").glob("[0-9]*")):
+        with contextlib.suppress(OSError):
+            if b"grammar_worker" in Path(f"/proc/{pid}/cmdline").read_bytes() and (fields := stat(pid)):
+                found[pid] = int(fields[1])
+    builders = {pid for pid, parent in found.items() if parent == os.getpid()} - besides
+    return builders, {pid for pid, parent in found.items() if parent in builders}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_what_a_fatal_grammar_ends_is_there_again_for_the_next_one(tiny_llama):
+    """Its process is lost, and the one that built the tokenizer is not; nor when that happens while it is idle."""
+    others, _ = workers()
+    with LLM(str(tiny_llama), **SMALL) as llm:
+        assert ask(llm, {"choice": ["a"]}).outputs[0].text == "a"
+        builders, trying = workers(others)
+        assert len(builders) == len(trying) == 1
+        with pytest.raises((InvalidRequestError, CapacityError)):
+            ask(llm, HOSTILE["endless to compile"])
+        assert ask(llm, {"choice": ["b"]}).outputs[0].text == "b"
+        found, trying_now = workers(others)
+        assert found == builders and trying_now.isdisjoint(trying)
+        for process in trying_now:
+            os.kill(process, signal.SIGKILL)
+        assert wait_until(lambda: workers(others)[1] - trying_now, 10.0)  # a line that it had read would be lost
+        assert ask(llm, {"choice": ["c"]}).outputs[0].text == "c"
+        assert workers(others)[0] == builders
+        for process in builders:
+            os.kill(process, signal.SIGKILL)
+        assert wait_until(lambda: not workers(others)[0], 10.0)
+        assert ask(llm, {"choice": ["d"]}).outputs[0].text == "d"
+    assert wait_until(lambda: workers(others) == (set(), set()), 10.0)
+
+
+def test_a_form_that_is_known_does_not_wait_for_one_that_is_tried(llm):
+    """Trials stand still: the process that makes them is stopped."""
+    assert ask(llm, {"choice": ["known"]}).outputs[0].text == "known"
+    stopped = [process for found in workers() for process in found]
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        held = llm.submit({"prompt_token_ids": PROMPT}, SamplingParams(structured_outputs={"regex": "[ab]{5}"}))
+        assert ask(llm, {"choice": ["known"]}).outputs[0].text == "known"
+        with pytest.raises(CapacityError, match="no core was free"):
+            held.result(timeout=60)
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+    assert wait_until(lambda: answers(llm, {"regex": "[ab]{5}"}), 30.0)
+
+
+def answers(llm, structure):
+    try:
+        return ask(llm, structure).outputs[0].finish_reason == "stop"
+    except CapacityError:
+        return False
+
+
+def test_requests_of_the_same_form_do_not_share_what_it_may_cost(llm):
+    """The first one uses up all states that a lexer may have; the next one gets as far as it did."""
+    many_states = {"regex": "[ab]x{1000000}"}
+    allowed = [1, *(llm.tokenizer.token_to_id(letter) for letter in "abx")]
+
+    def num_tokens():
+        handle = llm.submit(
+            {"prompt_token_ids": PROMPT},
+            SamplingParams(structured_outputs=many_states, allowed_token_ids=allowed, max_tokens=120, temperature=0.0),
+        )
+        with contextlib.suppress(InvalidRequestError):
+            handle.result(timeout=60)
+        return len(handle.completions[0].token_ids)
+
+    assert len({num_tokens() for _ in range(3)}) == 1

@@ -1,5 +1,7 @@
 """Priority, tenants and deadlines of requests, from `LLM` to the scheduler."""
 
+import weakref
+
 import pytest
 
 from runtime import LLM, SamplingParams
@@ -57,6 +59,13 @@ def test_tenants_take_turns(one_at_a_time):
         busy.result(60)
 
 
+class Handle:
+    """What `Deadlines` sees of a request."""
+
+    def __init__(self, arrived_at, deadline_s, done=False):
+        self.arrived_at, self.options, self.done = arrived_at, SubmitOptions(deadline_s=deadline_s), done
+
+
 class TestDeadline:
     def test_ends_a_request_that_runs(self, llm):
         handle, other = llm.submit([1, 2, 3], LONG, deadline_s=0.02), llm.submit([7, 8], SHORT)
@@ -83,14 +92,10 @@ class TestDeadline:
         assert all(completion.closed for completion in handle.completions)
 
     def test_a_request_in_time_is_untouched(self, llm):
-        handle = llm.submit([1, 2, 3], SHORT, deadline_s=60)
-        assert handle.result(60).finished
+        completion = llm.submit([1, 2, 3], SHORT, deadline_s=60).result(60).outputs[0]
+        assert completion.finish_reason == "length" and len(completion.token_ids) == 3
 
     def test_each_expires_once_in_the_order_of_time(self):
-        class Handle:
-            def __init__(self, arrived_at, deadline_s, done=False):
-                self.arrived_at, self.options, self.done = arrived_at, SubmitOptions(deadline_s=deadline_s), done
-
         late, soon, ended, never = Handle(0.0, 9.0), Handle(1.0, 2.0), Handle(0.0, 1.0, done=True), Handle(0.0, None)
         deadlines = Deadlines()
         for handle in (late, soon, ended, never):
@@ -99,6 +104,14 @@ class TestDeadline:
         assert deadlines.expired(3.0) == [soon]
         assert deadlines.expired(99.0) == [late]
         assert deadlines.expired(99.0) == []
+
+    def test_an_ended_request_is_let_go_before_its_time(self):
+        handle, deadlines = Handle(0.0, 60.0), Deadlines()
+        deadlines.add(handle)
+        assert deadlines.expired(1.0) == []
+        handle.done, seen = True, weakref.ref(handle)
+        del handle
+        assert deadlines.expired(2.0) == [] and seen() is None
 
 
 @pytest.mark.parametrize(
@@ -109,6 +122,11 @@ class TestDeadline:
         ({"priority": 1 << 40}, "nearest: 2147483647"),
         ({"tenant": None}, "tenant=None: must be a name"),
         ({"tenant": "x" * 257}, "at most 256 characters"),
+        ({"tenant": "\ud800"}, "tenant='.*ud800': must be text without half a surrogate pair"),
+        ({"cache_salt": 5}, "cache_salt=5: must be a text of at most 1024 characters"),
+        ({"cache_salt": None}, "cache_salt=None: must be a text"),
+        ({"cache_salt": "x" * 1025}, "at most 1024 characters"),
+        ({"cache_salt": "\udfff"}, "must be text without half a surrogate pair"),
         ({"deadline_s": 0}, "deadline_s=0: must be a number of seconds above 0"),
         ({"deadline_s": float("nan")}, "deadline_s=nan"),
         ({"deadline_s": "1"}, "deadline_s='1'"),

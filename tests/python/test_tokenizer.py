@@ -95,3 +95,27 @@ def test_many_tokens_decode_as_few_do():
     assert tokenizer.decode(token_ids + special) == text
     shown = tokenizer.decode(special, skip_special_tokens=False)
     assert shown and tokenizer.decode(token_ids + special, skip_special_tokens=False) == text + shown
+
+
+def test_a_text_that_is_far_too_long_is_refused_at_its_beginning(monkeypatch):
+    tokenizer, sizes = Tokenizer(BUILTIN_MODEL), []
+    encode = tokenizer._encode
+
+    def counted(text, **options):
+        sizes.append(len(text))
+        return encode(text, **options)
+
+    monkeypatch.setattr(tokenizer, "_encode", counted)
+    with pytest.raises(InvalidRequestError, match="a prompt of more than [0-9]+ tokens: must be at most 9 tokens"):
+        tokenizer.encode("12+35=" * 500_000, max_tokens=9)
+    assert sum(sizes) < 500_000
+
+
+def test_what_the_file_says_of_truncation_and_padding_does_not_count(folder):
+    whole = Tokenizer(folder).encode("the quick brown fox")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["truncation"] = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None}
+    content["padding"] = {**padding, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}
+    write(folder, "tokenizer.json", **content)
+    assert Tokenizer(folder).encode("the quick brown fox") == whole and 2 < len(whole) < 64

@@ -1,15 +1,18 @@
 """With deterministic=True a request's tokens and logprobs are the same whoever its neighbours are."""
 
+import concurrent.futures
 import json
 import os
 import random
 import threading
+import time
 
 import httpx
 import pytest
 
 JSON = {"content-type": "application/json"}
 NUM_SCHEDULES = int(os.environ.get("RUNTIME_TEST_SCHEDULES", 2))
+NUM_SIDE_BY_SIDE, NUM_ACTORS = 8, 3
 VICTIMS = [
     {"prompt": "12+35=", "temperature": 0, "max_tokens": 24, "ignore_eos": True, "logprobs": 3},
     {
@@ -51,31 +54,40 @@ def act(url, rng, stop):
                 pass
 
 
-def answers(client):
-    found = []
-    for body in VICTIMS:
-        response = client.post("/v1/completions", json=body, timeout=60)
-        assert response.status_code == 200, response.text
-        found.append(response.json()["choices"])
-    return found
+def answer(client, body):
+    response = client.post("/v1/completions", json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"]
 
 
 @pytest.fixture(scope="module")
 def alone(server):
     with httpx.Client(base_url=server.url) as client:
-        return answers(client)
+        return [answer(client, body) for body in VICTIMS]
 
 
-def test_neighbours_do_not_show(server, alone):
-    for seed in range(NUM_SCHEDULES):
-        stop = threading.Event()
-        actors = [threading.Thread(target=act, args=(server.url, random.Random(f"{seed}.{i}"), stop)) for i in range(3)]
-        for actor in actors:
-            actor.start()
-        try:
-            with httpx.Client(base_url=server.url) as client:
-                assert answers(client) == alone, f"schedule {seed}"
-        finally:
-            stop.set()
-            for actor in actors:
-                actor.join(30)
+@pytest.fixture
+def hostile_neighbours(server):
+    stop = threading.Event()
+    actors = [threading.Thread(target=act, args=(server.url, random.Random(i), stop)) for i in range(NUM_ACTORS)]
+    for actor in actors:
+        actor.start()
+    yield
+    assert all(actor.is_alive() for actor in actors)
+    stop.set()
+    for actor in actors:
+        actor.join(30)
+
+
+def test_neighbours_do_not_show(server, hostile_neighbours, alone):
+    """Schedules run side by side: each is the others' neighbour too, at another point of its answers."""
+
+    def schedule(seed):
+        rng = random.Random(seed)
+        with httpx.Client(base_url=server.url) as client:
+            for i in rng.sample(range(len(VICTIMS)), len(VICTIMS)):
+                time.sleep(rng.uniform(0, 0.02))
+                assert answer(client, VICTIMS[i]) == alone[i], f"schedule {seed}"
+
+    with concurrent.futures.ThreadPoolExecutor(NUM_SIDE_BY_SIDE) as pool:
+        list(pool.map(schedule, range(NUM_SCHEDULES)))

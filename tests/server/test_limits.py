@@ -1,7 +1,6 @@
 """What a hostile or broken client can do to itself, and cannot do to others."""
 
 import asyncio
-import base64
 import contextlib
 import json
 import random
@@ -13,7 +12,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from runtime.errors import ConfigError
 from runtime.server.config import ServerConfig
 from runtime.server.http_errors import HttpError
 from runtime.server.json_body import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, check_structure
@@ -21,9 +19,7 @@ from runtime.server.queue_wait import QueueWait
 from runtime.server.run import bind
 
 LONG = {"prompt": "1+1=", "max_tokens": 1000, "ignore_eos": True, "temperature": 0}
-KEY = "correct-horse-battery"
 LIMITS = ("--header-timeout", 1, "--body-timeout", 1, "--write-timeout", 1, "--max-body-bytes", 100_000)
-GUARDED = ("--api-key", KEY, "--api-key", "another-good-key", "--allowed-origin", "https://chat.example")
 
 
 def post(client, content, **headers):
@@ -289,75 +285,6 @@ def test_a_half_closed_connection_ends(client, server, wait_for):
             connection.shutdown(socket.SHUT_WR)
             assert _ends(connection)
     wait_for(lambda: client.get("/stats").json()["num_requests"] == 0)
-
-
-def test_an_api_key_guards_all_but_health(start_server):
-    guarded = start_server(*GUARDED)
-    with httpx.Client(base_url=guarded.url) as client:
-        for path in ("/health", "/health/live", "/ready", "/metrics"):
-            assert client.get(path).status_code == 200
-        for path in (
-            "/",
-            "/v1/models",
-            "/stats",
-            "/version",
-            "/nowhere",
-            "/health/",
-            "/%68ealth",
-            "//health",
-            "/health/x",
-        ):
-            response = client.get(path)
-            assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key"), path
-            assert response.headers["www-authenticate"] == "Bearer"
-        for given in (KEY, "another-good-key"):
-            assert client.get("/version", headers={"authorization": f"Bearer {given}"}).status_code == 200
-            basic = base64.b64encode(f"me:{given}".encode()).decode()
-            assert client.get("/version", headers={"authorization": f"Basic {basic}"}).status_code == 200
-        for given in (KEY[:-1], KEY + "x", KEY.upper(), "x", f"{KEY} x"):
-            for scheme in ("Bearer", "Basic", "Token"):
-                response = client.get("/version", headers={"authorization": f"{scheme} {given}"})
-                assert response.status_code == 401
-        page = client.get("/", headers={"accept": "text/html"})
-        assert page.status_code == 401 and page.headers["www-authenticate"].startswith("Basic")
-        assert not any(KEY in line for line in guarded.lines)
-        _origins(client, {"authorization": f"Bearer {KEY}"})
-
-
-def _origins(client, key):
-    same = str(client.base_url)
-    for origin, status in (
-        (None, 200),
-        (same, 200),
-        ("https://chat.example", 200),
-        ("https://evil.example", 403),
-        ("null", 403),
-    ):
-        headers = key if origin is None else {**key, "origin": origin}
-        response = client.get("/version", headers=headers)
-        assert response.status_code == status, origin
-        shared = response.headers.get("access-control-allow-origin")
-        assert shared == ("https://chat.example" if origin == "https://chat.example" else None)
-
-
-def test_the_host_header_must_be_this_machines(client, server):
-    for host, status in (("localhost", 200), (f"127.0.0.1:{server.port}", 200), ("[::1]:80", 200), ("LOCALHOST", 200)):
-        assert client.get("/version", headers={"host": host}).status_code == status
-    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", ""):
-        response = client.get("/version", headers={"host": host})
-        assert response.status_code == 403 and response.json()["error"]["code"] == "host_not_allowed"
-
-
-def test_others_may_listen_only_with_a_key():
-    for host in ("0.0.0.0", "::", "192.168.0.7", "example.org"):
-        with pytest.raises(ConfigError, match="--api-key"):
-            ServerConfig(host=host)
-        assert ServerConfig(host=host, api_key=[KEY]).host_names is None
-        assert ServerConfig(host=host, insecure_no_auth=True)
-    for host in ("127.0.0.1", "localhost", "::1", "[::1]", "127.9.9.9"):
-        assert ServerConfig(host=host).host_names is not None
-    with pytest.raises(ConfigError, match="at least 8"):
-        ServerConfig(api_key=["short"])
 
 
 def test_overload_is_refused_with_a_time_to_come_again(start_server):

@@ -1,5 +1,6 @@
 """Requests made up from OpenAI's published description: no 5xx, no hang, answers and events as described."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -21,7 +22,6 @@ CHECKS = [not_a_server_error, content_type_conformance, response_schema_conforma
 # what the server refuses by name; with these in it, hardly a made-up request would get any further
 NOT_SERVED = {
     *("audio", "best_of", "function_call", "functions", "modalities", "moderation", "prediction", "reasoning_effort"),
-    "response_format",  # served, but what is made up as a schema mostly is none
     *("service_tier", "store", "suffix", "verbosity", "web_search_options"),
 }
 TEXT = {"type": "string", "minLength": 1}
@@ -44,6 +44,31 @@ TOOL_MESSAGES = [
     _object(role={"enum": ["assistant"]}, content={"enum": ["", None]}, tool_calls={"type": "array", "items": CALL}),
     _object(role={"enum": ["tool"]}, content=ANY_TEXT, tool_call_id=ANY_TEXT),
 ]
+
+
+def _schemas(depth):
+    """Those of JSON schemas: most are as they should be, some have a pattern or a bound that is made up."""
+    inner = _schemas(depth - 1) if depth else {"enum": [{}]}
+    properties = {"type": "object", "maxProperties": 3, "additionalProperties": inner}
+    found = [
+        _object(type={"enum": ["string", "integer", "number", "boolean", "null", ["string", "null"]]}),
+        _object(enum={"type": "array", "minItems": 1, "maxItems": 3, "items": {"type": ["string", "integer", "null"]}}),
+        _object(type={"enum": ["string"]}, pattern=ANY_TEXT),
+        _object(type={"enum": ["integer"]}, minimum={"type": "integer"}, multipleOf={"type": "integer"}),
+        _object(type={"enum": ["array"]}, items=inner, maxItems={"type": "integer", "maximum": 4}),
+        _object(type={"enum": ["object"]}, properties=properties, additionalProperties={"type": "boolean"}),
+        _object(anyOf={"type": "array", "minItems": 1, "maxItems": 3, "items": inner}),
+    ]
+    return {"anyOf": [{**one, "additionalProperties": False} for one in found]}
+
+
+def _forms(published):
+    """The published ones, in which a schema may be any object, and those of schemas that mean something."""
+    of_schema = _object(type={"enum": ["json_schema"]}, json_schema=_object(name=ANY_TEXT, schema=_schemas(2)))
+    return {"anyOf": [*published["oneOf"], of_schema, of_schema]}
+
+
+HAS_GRAMMARS = importlib.util.find_spec("llguidance") is not None
 
 
 def description():
@@ -88,6 +113,11 @@ def _as_served(schemas, name, tools):
         properties |= part.get("properties", {})
         required += part.get("required", [])
     kept = {field: value for field, value in properties.items() if field not in NOT_SERVED}
+    if HAS_GRAMMARS:  # served on both endpoints
+        published = schemas["CreateChatCompletionRequest"]["allOf"][1]["properties"]["response_format"]
+        kept["response_format"] = _forms(published)
+    else:
+        kept.pop("response_format", None)
     kept["model"] = {"enum": [MODEL if tools else "builtin"]}
     if "messages" in kept:
         messages = {"anyOf": [TEXT_MESSAGE, *TOOL_MESSAGES]} if tools else TEXT_MESSAGE
@@ -97,7 +127,8 @@ def _as_served(schemas, name, tools):
         kept["prompt"] = {"anyOf": [TEXT, {"type": "array", "minItems": 1, "maxItems": 4, "items": TEXT}]}
     kept["n"] = {"type": "integer", "minimum": 1, "maximum": 3}
     kept["logit_bias"] = {"type": "object", "propertyNames": {"pattern": "^[1-9][0-9]$"}, "additionalProperties": BIAS}
-    kept["max_tokens"] = {"type": "integer", "minimum": 1, "maximum": 8}  # the model is real, and a core is shared
+    few = {"type": "integer", "minimum": 1, "maximum": 8}  # the model is real, and a core is shared
+    kept |= {limit: few for limit in ("max_tokens", "max_completion_tokens") if limit in kept}
     return {"type": "object", "properties": kept, "required": [*required, "max_tokens"]}
 
 

@@ -5,6 +5,7 @@ import re
 
 import jsonschema
 import pytest
+from structured_cases import REFUSED_FORMS
 
 SCHEMA = {
     "type": "object",
@@ -91,6 +92,24 @@ def test_what_is_wrong_is_said_before_anything_is_streamed(client, body, param, 
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param), error
     assert words in error["message"] and len(error["message"]) < 500
+
+
+def is_json(value):
+    try:
+        return bool(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    except (TypeError, ValueError):
+        return False
+
+
+IN_A_BODY = [case for case in REFUSED_FORMS if is_json(case[0])]
+
+
+@pytest.mark.parametrize("given, param, words", IN_A_BODY, ids=range(len(IN_A_BODY)))
+def test_a_bad_form_is_refused_as_in_python(client, given, param, words):
+    response = chat(client, structured_outputs=given)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param), error
+    assert re.search(words, error["message"])
 
 
 def test_openai_clients_parse(server):

@@ -44,6 +44,17 @@ struct EngineConfig {
 // A text, or token ids.
 using Prompt = std::variant<std::string, std::vector<TokenId>>;
 
+// The form of an output, in exactly one way. Names and limits are those of Python's
+// StructuredOutputsParams, which checks them; what it refuses is the stream's error.
+struct StructuredOutputs {
+  std::optional<std::string> json = {};   // a JSON schema, as JSON; properties come in its order
+  std::optional<std::string> regex = {};  // matches the whole output
+  std::optional<std::vector<std::string>> choice = {};  // the output is one of these texts
+  std::optional<std::string> grammar = {};              // in llguidance's variant of Lark
+  bool json_object = false;                             // any JSON object
+  bool disable_any_whitespace = false;                  // none between the tokens of JSON
+};
+
 // One prompt and how to continue it. Bounds are in brackets; they are those of Python's
 // SamplingParams, and checked in the same place.
 struct Request {
@@ -65,7 +76,8 @@ struct Request {
   std::optional<std::int64_t> logprobs = {};         // [0, 20] top tokens with each token
   std::map<std::int64_t, double> logit_bias = {};    // at most 320 ids, each [-100, 100]
   std::vector<std::int64_t> allowed_token_ids = {};  // empty: all
-  bool detokenize = true;                            // false: token ids only
+  std::optional<StructuredOutputs> structured_outputs = {};
+  bool detokenize = true;  // false: token ids only
   bool skip_special_tokens = true;
   bool include_stop_str_in_output = false;
   std::int64_t priority = 0;              // higher first, under scheduling_policy="priority"
@@ -157,7 +169,7 @@ class RUNTIME_API Engine {
 
   // Queues a request and returns at once. Throws InvalidRequest for a number out of bounds and
   // RequestAborted after Drain. What only the model or its tokenizer can tell (prompt too long,
-  // token not in the vocabulary, queue full) is the stream's error.
+  // token not in the vocabulary, grammar refused, queue full) is the stream's error.
   RequestId Submit(Request request);
   RequestId Submit(Request request, Callbacks callbacks);
 

@@ -85,6 +85,16 @@ typedef struct runtime_bias {
   double bias;
 } runtime_bias;
 
+/* The form of an output: exactly one of the first four and json_object. */
+typedef struct runtime_structured_outputs {
+  const char* json; /* a JSON schema */
+  const char* regex;
+  const char* grammar;
+  const char* const* choice;
+  size_t num_choice;
+  bool json_object, disable_any_whitespace;
+} runtime_structured_outputs;
+
 /* To be filled by runtime_request_init first. */
 typedef struct runtime_request {
   runtime_prompt prompt;
@@ -110,6 +120,7 @@ typedef struct runtime_request {
   const char* tenant;
   const double* deadline_s;
   const char* cache_salt;
+  const runtime_structured_outputs* structured_outputs;
 } runtime_request;
 
 RUNTIME_API void runtime_request_init(runtime_request* request);

@@ -275,6 +275,7 @@ class TpPartBaseModel:
 
     @property
     def memory(self) -> ModelMemory:
+        """What this rank holds, in bytes."""
         config = self.config
         per_token = 2 * config["num_hidden_layers"] * self._kv_heads * config["head_dim"] * self.dtype.itemsize
         num_blocks = self.max_total_token_num // self.block_size

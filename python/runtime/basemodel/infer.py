@@ -31,9 +31,11 @@ class BaseLayerInfer:
         self.config, self.layer_num_ = config, layer_num
 
     def context_forward(self, input: Any, infer_state: InferStateInfo, layer_weight: Any) -> Any:
+        """Any ragged batch: new tokens of the rows side by side, decode rows included."""
         raise NotImplementedError
 
     def token_forward(self, input: Any, infer_state: InferStateInfo, layer_weight: Any) -> Any:
+        """One new token a row; what CUDA graphs capture."""
         raise NotImplementedError
 
 

@@ -41,6 +41,7 @@ def decode_step_s(times: Sequence[RequestTimes]) -> float:
 
 
 def ttft_s(times: Iterable[RequestTimes]) -> list[float]:
+    """Seconds to the first token, of the requests that have one."""
     return [one.first_s - one.due_s for one in times if one.first_s is not None]
 
 
@@ -50,6 +51,7 @@ def tpot_s(times: Iterable[RequestTimes]) -> list[float]:
 
 
 def e2e_s(times: Iterable[RequestTimes]) -> list[float]:
+    """Seconds to the last token."""
     return [one.last_s - one.due_s for one in times]
 
 

@@ -35,6 +35,7 @@ class Request:
 
     @property
     def input_len(self) -> int:
+        """Tokens of the prompt."""
         return self.shared_len + self.own_len
 
 
@@ -48,6 +49,7 @@ class Scenario:
 
     @property
     def requests(self) -> tuple[Request, ...]:
+        """All alike."""
         return (Request(own_len=self.input_len, output_len=self.output_len),) * self.batch
 
     def scaled(self, scale: int) -> Scenario:
@@ -124,10 +126,12 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 
 def latency_scenario(name: str) -> Scenario:
+    """By its name; ConfigError with the known ones."""
     return _chosen("scenario", name, LATENCY)
 
 
 def offline_scenario(name: str) -> Offline:
+    """By its name; ConfigError with the known ones."""
     return _chosen("scenario", name, OFFLINE)()
 
 
@@ -203,4 +207,5 @@ def _longest_prefixes(requests: Sequence[Request]) -> dict[int, int]:
 
 
 def sampled(output_len: int, temperature: float) -> SamplingParams:
+    """Parameters of a request of exactly `output_len` tokens, without text."""
     return SamplingParams(temperature=temperature, max_tokens=output_len, ignore_eos=True, detokenize=False)

@@ -81,23 +81,30 @@ def compare(
                 f"unknown scenario {scenario!r}{did_you_mean(scenario, OFFLINE)}", hint=", ".join(OFFLINE)
             )
         measured = _newest(Path(rows), scenario, name)
-        figures = predict(scenario, times, measured["settings"], measured["submit_s"]).figures
-        seconds, ttft_ms = figures["duration_s"], figures["ttft_ms"]["p99"]
         yield {
             "model": name,
             "scenario": scenario,
             "calibrated_on": list(calibrated_on),
             "step_times": times.source,
             "repeated_tile_share": repeated_tile_share,
-            "measured_s": measured["s"],
-            "s": round(seconds, 4),
-            "error_pct": _error_pct(seconds, measured["s"]),
-            "measured_ttft_p99_ms": measured["ttft_p99_ms"],
-            "ttft_p99_ms": round(ttft_ms, 2),
-            "ttft_error_pct": _error_pct(ttft_ms, measured["ttft_p99_ms"]),
+            **_beside_prediction(measured, times),
             "measured_on": measured.get("device"),
             "measured_commit": measured.get("commit"),
         }
+
+
+def _beside_prediction(measured: Row, times: StepTimes) -> Row:
+    """Seconds and TTFT of a measured scenario, what the simulator says of them, and its errors."""
+    figures = predict(measured["scenario"], times, measured["settings"], measured["submit_s"]).figures
+    seconds, ttft_ms = figures["duration_s"], figures["ttft_ms"]["p99"]
+    return {
+        "measured_s": measured["s"],
+        "s": round(seconds, 4),
+        "error_pct": _error_pct(seconds, measured["s"]),
+        "measured_ttft_p99_ms": measured["ttft_p99_ms"],
+        "ttft_p99_ms": round(ttft_ms, 2),
+        "ttft_error_pct": _error_pct(ttft_ms, measured["ttft_p99_ms"]),
+    }
 
 
 def _error_pct(predicted: float, measured: float) -> float:

@@ -33,6 +33,7 @@ class StepClock:
         self.clear()
 
     def clear(self) -> None:
+        """Forgets what was written down, such as of a warm-up."""
         self.starts: list[float] = []
         self.steps: list[Step] = []
         self.features: list[_core.StepFeatures] = []  # with a log only
@@ -41,6 +42,7 @@ class StepClock:
         self.gaps = GapLog()
 
     def add(self, phase: str, since: float) -> None:
+        """A phase that began at `since`, in seconds of time.perf_counter(), ends now."""
         self.phases[phase].append(time.perf_counter() - since)
 
     def decode_steps(self, batch: int) -> list[tuple[float, dict[str, float]]]:
@@ -110,6 +112,45 @@ def _recorded_event() -> torch.cuda.Event:
     return event
 
 
+class _TimedRunner(ModelRunner):
+    clock: StepClock
+    times_phases: bool
+    times_gaps: bool
+
+    def launch(self, buffer: int) -> Step:
+        clock = self.clock
+        clock.starts.append(time.perf_counter())
+        if clock.log is not None:  # about 1 us, and the device has a step to do meanwhile
+            clock.features.append(_core.step_features(self._transfers.words[buffer]))
+        step = super().launch(buffer)
+        clock.steps.append(step)
+        clock.batches.append(step.num_rows if step.is_decode else -1)
+        if self.times_gaps:
+            clock.gaps.queued()
+        return step
+
+    def prepare(self, plan: torch.Tensor) -> None:
+        since = time.perf_counter()
+        super().prepare(plan)
+        if self.times_phases:
+            self.clock.add("prepare_step", since)
+        if self.times_gaps:
+            self.clock.gaps.prepared()
+
+    def forward(self, input_ids: torch.Tensor, infer_state: InferStateInfo) -> torch.Tensor:
+        since = time.perf_counter()
+        logits = super().forward(input_ids, infer_state)
+        if self.times_phases:
+            self.clock.add("model", since)
+        return logits
+
+    def sample(self, logits: torch.Tensor, outputs: StepOutputs, *, greedy_only: bool) -> None:
+        since = time.perf_counter()
+        super().sample(logits, outputs, greedy_only=greedy_only)
+        if self.times_phases:
+            self.clock.add("sample", since)
+
+
 def timed_runner(clock: StepClock, *, phases: bool = False, gaps: bool = False) -> type[ModelRunner]:
     """A ModelRunner that writes down when it did what.
 
@@ -117,38 +158,4 @@ def timed_runner(clock: StepClock, *, phases: bool = False, gaps: bool = False) 
         phases: also the host's time in each phase of a step; on a CPU these run inside the step.
         gaps: also CUDA events between steps.
     """
-
-    class TimedRunner(ModelRunner):
-        def launch(self, buffer: int) -> Step:
-            clock.starts.append(time.perf_counter())
-            if clock.log is not None:  # about 1 us, and the device has a step to do meanwhile
-                clock.features.append(_core.step_features(self._transfers.words[buffer]))
-            step = super().launch(buffer)
-            clock.steps.append(step)
-            clock.batches.append(step.num_rows if step.is_decode else -1)
-            if gaps:
-                clock.gaps.queued()
-            return step
-
-        def prepare(self, plan: torch.Tensor) -> None:
-            since = time.perf_counter()
-            super().prepare(plan)
-            if phases:
-                clock.add("prepare_step", since)
-            if gaps:
-                clock.gaps.prepared()
-
-        def forward(self, input_ids: torch.Tensor, infer_state: InferStateInfo) -> torch.Tensor:
-            since = time.perf_counter()
-            logits = super().forward(input_ids, infer_state)
-            if phases:
-                clock.add("model", since)
-            return logits
-
-        def sample(self, logits: torch.Tensor, outputs: StepOutputs, *, greedy_only: bool) -> None:
-            since = time.perf_counter()
-            super().sample(logits, outputs, greedy_only=greedy_only)
-            if phases:
-                clock.add("sample", since)
-
-    return TimedRunner
+    return type("TimedRunner", (_TimedRunner,), {"clock": clock, "times_phases": phases, "times_gaps": gaps})

@@ -74,20 +74,25 @@ class Bench:
         return {**head, **figures, **environment(engine.device, engine.versions)}
 
     def decode(self, name: str) -> Scenario:
+        """A scenario of decode steps, at this bench's scale."""
         return latency_scenario(name).scaled(self.scale)
 
     def offline(self, name: str) -> Offline:
+        """A scenario whose requests are all there at the start, at this bench's scale."""
         return offline_scenario(name).scaled(self.scale)
 
     def requests_of(self, name: str) -> tuple[Request, ...]:
+        """The requests of either kind."""
         return (self.decode(name) if name in LATENCY else self.offline(name)).requests
 
 
 def scenario_names() -> list[str]:
+    """All that `--scenarios` takes."""
     return [STARTUP, *LATENCY, *(name + GAPS for name in LATENCY), *OFFLINE]
 
 
 def sizes(requests: Sequence[Request]) -> Row:
+    """The columns of a row that say what was asked: `batch`, `in` and `out`."""
     return {
         "batch": len(requests),
         **shape_of([one.input_len for one in requests], [one.output_len for one in requests]),

@@ -9,7 +9,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.cli import bench_engines, bench_report, bench_serve, bench_startup
 from runtime.cli.bench_engines import require_positive
@@ -23,8 +23,8 @@ _OF_ENGINES = ("latency", "throughput", "suite")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = "{latency,throughput,suite,serve,startup,scheduler,simulation,admission,fairness,allreduce,kernels,report}"
-    verbs = parser.add_subparsers(dest="what", required=True, metavar=names)
+    """The verbs of `runtime bench`; all but `report` print rows, and may append them to a file."""
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="VERB")
     if isinstance(parser, ArgumentParser):
         parser.default_verb = "suite"
     measuring = bench_engines.add_verbs(verbs)
@@ -32,14 +32,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bench_serve.add_arguments(serve)
     startup = verbs.add_parser("startup", help="from the process's first moment to ready, phase by phase")
     bench_startup.add_arguments(startup)
-    scheduler = verbs.add_parser("scheduler", help="schedule and update, without a model")
+    others = (_add_scheduler(verbs), _add_simulation(verbs), *_add_policies(verbs), *_add_gpu_verbs(verbs))
+    for verb in (*measuring, serve, startup, *others):
+        verb.add_argument("--json", action="store_true", help="print rows as JSON")
+        verb.add_argument("--append", metavar="FILE", help="add the rows to a .jsonl file")
+    bench_report.add_verb(verbs)
+
+
+def _add_scheduler(verbs: Any) -> argparse.ArgumentParser:
+    scheduler: argparse.ArgumentParser = verbs.add_parser("scheduler", help="schedule and update, without a model")
     scheduler.add_argument("--batch", type=int, default=64, help="running decodes")
     scheduler.add_argument("--steps", type=int, default=2000, help="steps")
     scheduler.add_argument("--calls", type=int, metavar="N", help="instead: what one call costs from Python, of N each")
     scheduler.add_argument("--event-log", metavar="FILE", help="record events and decisions meanwhile")
     scheduler.add_argument("--prefix-hit", action="store_true", help="submit and plan a prompt that is cached instead")
     scheduler.add_argument("--in", type=int, dest="input_len", default=8192, help="tokens of that prompt")
-    simulation = verbs.add_parser("simulation", help="measured scenarios beside the simulator's prediction of them")
+    return scheduler
+
+
+def _add_simulation(verbs: Any) -> argparse.ArgumentParser:
+    simulation: argparse.ArgumentParser = verbs.add_parser(
+        "simulation", help="measured scenarios beside the simulator's prediction of them"
+    )
     simulation.add_argument("--step-log", metavar="FILE", required=True, help="written by the suite: step times")
     simulation.add_argument("--rows", metavar="FILE", required=True, help=".jsonl file of the suite's rows")
     simulation.add_argument("--model", metavar="DIR", help="folder with config.json; default: the built-in model")
@@ -48,6 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     simulation.add_argument("--scenarios", metavar="NAMES", default="mixed_256,prefix_512", help="that are predicted")
     add_repeated_tile_share(simulation)
+    return simulation
+
+
+def _add_policies(verbs: Any) -> tuple[argparse.ArgumentParser, ...]:
     admission = verbs.add_parser("admission", help="the modes of admission side by side, simulated")
     admission.add_argument("--num-requests", type=int, default=12000, help="of each workload")
     fairness = verbs.add_parser(
@@ -55,18 +73,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for verb in (admission, fairness):
         verb.add_argument("--config", metavar="DIR", required=True, help="folder with config.json: step times")
+    return admission, fairness
+
+
+def _add_gpu_verbs(verbs: Any) -> tuple[argparse.ArgumentParser, ...]:
     allreduce = verbs.add_parser("allreduce", help="sums over GPUs in a graph, ours and NCCL's, by size")
     allreduce.add_argument("--ranks", type=int, default=2, help="GPUs; default: 2")
     kernels = verbs.add_parser("kernels", help="hot kernels at a model's shapes, on a GPU")
     kernels.add_argument("--model", metavar="NAME", default="llama-3.1-8b", help="another name lists them")
     kernels.add_argument("--only", metavar="OPS", help="with commas between; another name lists them")
-    for verb in (*measuring, serve, startup, scheduler, simulation, admission, fairness, allreduce, kernels):
-        verb.add_argument("--json", action="store_true", help="print rows as JSON")
-        verb.add_argument("--append", metavar="FILE", help="add the rows to a .jsonl file")
-    bench_report.add_verb(verbs)
+    return allreduce, kernels
 
 
 def run(args: argparse.Namespace) -> int:
+    """Measures what was asked for, and prints or appends each row as soon as it is there."""
     if args.what == "report":
         return bench_report.run(args)
     if args.append and not Path(args.append).parent.is_dir():  # said before the minutes of measuring
@@ -125,7 +145,8 @@ def _scheduler(args: argparse.Namespace) -> Iterator[Row]:
         found = scheduler_calls.measure(args.calls)
     elif args.prefix_hit:
         if args.input_len <= scheduler.BLOCK_SIZE:
-            raise ConfigError(f"--in={args.input_len}: must be above a block of {scheduler.BLOCK_SIZE} tokens")
+            least = scheduler.BLOCK_SIZE + 1
+            raise ConfigError(f"--in={args.input_len}: must be above a block of {least - 1} tokens; nearest: {least}")
         scenario = {"scenario": f"prefix_hit_{args.input_len}"}
         found = scheduler.measure_prefix_hit(args.input_len)
     else:

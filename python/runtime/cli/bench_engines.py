@@ -49,6 +49,7 @@ def add_verbs(verbs: Any) -> list[argparse.ArgumentParser]:
 
 
 def latency(args: argparse.Namespace) -> Iterator[Row]:
+    """Of decode steps; with --rate or --trace the open loop of `throughput`."""
     _check_numbers(args)
     if args.rate is not None or args.trace:
         _refuse_beside(args, ("overhead", "gaps"), "--trace" if args.trace else "--rate")
@@ -92,6 +93,7 @@ def throughput(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def suite(args: argparse.Namespace) -> Iterator[Row]:
+    """Scenario after scenario on one engine, which lives as long as they fit into it."""
     _check_numbers(args)
     from runtime.bench import suite as bench_suite
     from runtime.bench.scenarios import SUITES, suite_named
@@ -109,9 +111,10 @@ def suite(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def require_positive(name: str, value: int | None) -> None:
+    """Refuses a number below 1 that was given for the argument `name`."""
     if value is not None and value < 1:
         flag = _SIZES.get(name, f"--{name.replace('_', '-')}")
-        raise ConfigError(f"{flag}={value}: must be at least 1")
+        raise ConfigError(f"{flag}={value}: must be at least 1; nearest: 1")
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from runtime.errors import ConfigError
 
 
 def add_verb(verbs: Any) -> None:
+    """`runtime bench report`."""
     parser = verbs.add_parser("report", help="rows of .jsonl files as one HTML page of plots and tables")
     parser.add_argument("files", nargs="+", metavar="FILE", help=".jsonl file of rows, or of steps (--step-log)")
     parser.add_argument("-o", "--output", metavar="FILE", default="report.html", help="the page")

@@ -90,6 +90,7 @@ def speed_line(outputs: Sequence[RequestOutput]) -> str:
 
 
 def stats_as_json(stats: object) -> dict[str, Any]:
+    """The counts of a SchedulerStats by name."""
     return {name: getattr(stats, name) for name in dir(stats) if name.startswith("num_")}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,10 @@ def num_bytes(text: str) -> int:
     """
     digits = text.rstrip("KMGTiB ")
     unit = text[len(digits) :].strip().removesuffix("B").removesuffix("i")
-    return int(float(digits) * 1024 ** (["", *"KMGT"].index(unit)))
+    size = float(digits) * 1024 ** (["", *"KMGT"].index(unit))
+    if not math.isfinite(size):
+        raise ValueError(text)
+    return int(size)
 
 
 def describe(folder: Path, load_format: str = "auto") -> dict[str, Any]:

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from runtime.config import EngineConfig
-from runtime.errors import did_you_mean
+from runtime.errors import did_you_mean, shorten
 
 if TYPE_CHECKING:
     from runtime.sampling_params import SamplingParams
 
 # set by a verb itself, or meaningless on a command line
 _NO_ENGINE_FLAGS = ("model", "seed", "max_queued_requests")
+# by the name of an argument's type, what its values are
+_KINDS = {"int": "an integer", "float": "a number", "num_bytes": "a number of bytes, such as 80GiB"}
 # name: (type, default, help); everything else keeps SamplingParams' default
 _SAMPLING_FLAGS: dict[str, tuple[type, Any, str]] = {
     "max_tokens": (int, 128, "most tokens of output"),
@@ -45,29 +47,60 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse; a flag or argument that nobody knows is refused by the verb that was chosen."""
         given = list(sys.argv[1:] if args is None else args)
         if self.default_verb and given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
             given.insert(0, self.default_verb)
         found, unknown = self.parse_known_args(given, namespace)
         if unknown:
-            flag = unknown[0].split("=")[0]
-            kind = "flag" if flag.startswith("-") else "argument"
-            self.error(f"unknown {kind} {flag!r}{did_you_mean(flag, self._flags(found))}")
+            self._chosen(found)._refuse_unknown(unknown[0].split("=")[0])
         return found
 
-    def _flags(self, found: argparse.Namespace) -> list[str]:
-        """All that could be given, those of the chosen subcommand included."""
-        flags = list(self._option_string_actions)
+    def _chosen(self, found: argparse.Namespace) -> ArgumentParser:
+        """The parser of the verb that a command line has chosen of this one's; itself where it has none."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                flags += action.choices[getattr(found, action.dest)]._option_string_actions
-        return flags
+                chosen: ArgumentParser = action.choices[getattr(found, action.dest)]
+                return chosen
+        return self
+
+    def _refuse_unknown(self, name: str) -> NoReturn:
+        kind = "flag" if name.startswith("-") else "argument"
+        self.error(f"unknown {kind} {name!r}{did_you_mean(name, self._option_string_actions)}")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """In our words; argparse's sentence names the Python type."""
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            raise _refusal(action, arg_string, kind_of(action.type)) from None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Likewise: with the nearest of the choices."""
+        choices = action.choices
+        if choices is None or value in choices:
+            return
+        if isinstance(action, argparse._SubParsersAction):
+            raise argparse.ArgumentError(None, f"unknown verb {value!r}{did_you_mean(value, choices)}")
+        raise _refusal(action, value, f"one of {', '.join(choices)}{did_you_mean(value, choices)}")
 
     def error(self, message: str) -> NoReturn:
+        """Ends the process with 2 and the sentence; so do all refusals of a command line."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+def _refusal(action: argparse.Action, value: str, limit: str) -> argparse.ArgumentError:
+    name = action.option_strings[-1] if action.option_strings else action.dest
+    return argparse.ArgumentError(None, f"{name}={shorten(value)}: must be {limit}")
+
+
+def kind_of(kind: object) -> str:
+    """What a value that a type does not take must be, in words."""
+    return _KINDS.get(getattr(kind, "__name__", ""), "another value")
+
+
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """MODEL, the folder that a verb is about; `args.model` is None for the built-in model."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a checkpoint; default: the built-in model")
 
 
@@ -98,6 +131,7 @@ def given_engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags for how tokens are chosen; their values are checked by SamplingParams."""
     group = parser.add_argument_group("sampling")
     for name, (kind, default, text) in _SAMPLING_FLAGS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
@@ -118,6 +152,7 @@ def add_repeated_tile_share(parser: argparse._ActionsContainer) -> None:
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """From a parsed command line; InvalidRequestError for a value that cannot be."""
     from runtime.sampling_params import SamplingParams
 
     given = {name: getattr(args, name) for name in _SAMPLING_FLAGS if getattr(args, name) is not None}
@@ -125,6 +160,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
 
 
 def type_of(annotation: str) -> type:
+    """int, float or str for the annotation of a field, such as "int | None"."""
     return int if annotation.startswith("int") else float if annotation.startswith("float") else str
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.cli.parser import kind_of
 from runtime.errors import ConfigError, did_you_mean, shorten
 
 PREFIX = "RUNTIME_"
@@ -164,5 +165,4 @@ def _convert(action: argparse.Action, text: str, where: str) -> Any:
     try:
         return action.type(text)  # type: ignore[operator]
     except ValueError:
-        kind = {"int": "an integer", "float": "a number"}.get(getattr(action.type, "__name__", ""), "another value")
-        raise ConfigError(f"{where}={shorten(text)}: must be {kind}") from None
+        raise ConfigError(f"{where}={shorten(text)}: must be {kind_of(action.type)}") from None

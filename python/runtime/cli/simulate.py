@@ -156,8 +156,15 @@ def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _step_times(args: argparse.Namespace) -> StepTimes:
-    from runtime.simulation import Device, calibrate, load_calibration, roofline, tile_tokens
+    _require_one_source(args)
+    times = _times_of_source(args)
+    if args.save_calibration:
+        times.save(args.save_calibration)
+    return times
 
+
+def _require_one_source(args: argparse.Namespace) -> None:
+    """--config alone means a roofline; beside --calibrate it says what is calibrated."""
     sources = [name for name in ("config", "calibration", "calibrate") if getattr(args, name)]
     if args.calibrate and args.config:
         sources.remove("config")
@@ -166,23 +173,22 @@ def _step_times(args: argparse.Namespace) -> StepTimes:
             f"{len(sources)} sources of step times: exactly one is needed",
             hint="give --config DIR, --calibration FILE or --calibrate FILE",
         )
+
+
+def _times_of_source(args: argparse.Namespace) -> StepTimes:
+    from runtime.simulation import Device, calibrate, load_calibration, roofline, tile_tokens
+
     if args.calibration:
-        times = load_calibration(args.calibration)
-    elif args.calibrate:
-        scenarios = args.calibrate_on.split(",") if args.calibrate_on else ()
-        tokens = tile_tokens(args.config) if args.config else None
-        times = calibrate(
+        return load_calibration(args.calibration)
+    if args.calibrate:
+        return calibrate(
             args.calibrate,
-            scenarios=scenarios,
-            tile_tokens=tokens,
+            scenarios=args.calibrate_on.split(",") if args.calibrate_on else (),
+            tile_tokens=tile_tokens(args.config) if args.config else None,
             repeated_tile_share=args.repeated_tile_share,
         )
-    else:
-        device = Device(**{name: getattr(args, name) for name in _DEVICE_FLAGS})
-        times = roofline(args.config, device, tp=args.tp, max_num_seqs=args.max_num_seqs)
-    if args.save_calibration:
-        times.save(args.save_calibration)
-    return times
+    device = Device(**{name: getattr(args, name) for name in _DEVICE_FLAGS})
+    return roofline(args.config, device, tp=args.tp, max_num_seqs=args.max_num_seqs)
 
 
 def _complete_settings(args: argparse.Namespace) -> None:

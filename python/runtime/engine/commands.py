@@ -17,11 +17,13 @@ class Commands:
         self._waiting: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
 
     def add(self, function: Callable[[], Any]) -> Future[Any]:
+        """The result, or error, of a function that `run` will call."""
         future: Future[Any] = Future()
         self._waiting.append((function, future))
         return future
 
     def run(self) -> None:
+        """Calls what was added, in that order."""
         while self._waiting:
             function, future = self._waiting.popleft()
             try:

@@ -30,7 +30,10 @@ def batch_buckets(max_num_seqs: int) -> list[int]:
 
 
 class Replayable(Protocol):
-    def replay(self) -> None: ...
+    """A captured graph, or what stands for one in a test."""
+
+    def replay(self) -> None:
+        """Queues the captured work on the current stream."""
 
 
 class DecodeGraphs:
@@ -105,7 +108,9 @@ class DecodeGraphs:
         def model() -> None:
             logits[:] = [runner.forward(runner.inputs.input_ids[:bucket], state)]
 
+        def sampler(greedy_only: bool) -> Callable[[], None]:
+            return lambda: runner.sample(logits[0], self._outputs, greedy_only=greedy_only)
+
         self._model[bucket] = self.record(model)
         for greedy_only in (True, False):
-            sample = functools.partial(runner.sample, outputs=self._outputs, greedy_only=greedy_only)
-            self._sampler[bucket, greedy_only] = self.record(lambda: sample(logits[0]))  # noqa: B023 - called at once
+            self._sampler[bucket, greedy_only] = self.record(sampler(greedy_only))

@@ -20,6 +20,7 @@ class Deadlines:
         self._serial = itertools.count()  # equal times are told apart
 
     def add(self, handle: RequestHandle) -> None:
+        """A request without a deadline is left out."""
         if handle.options.deadline_s is not None:
             self._added.append((handle.arrived_at + handle.options.deadline_s, next(self._serial), handle))
 

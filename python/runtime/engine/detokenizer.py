@@ -9,7 +9,8 @@ from typing import Protocol
 class Decoder(Protocol):
     """The part of a tokenizer that is needed here."""
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of these ids, U+FFFD for bytes that are no character."""
 
 
 # Tokens decoded again with each new one. A decoder may look back (a leading space, a run of byte tokens), so the new
@@ -161,6 +162,7 @@ class TextStream:
 
     @property
     def has_stops(self) -> bool:
+        """Whether its text can end the output."""
         return self._stops is not None
 
     def push(self, token_id: int) -> str | None:

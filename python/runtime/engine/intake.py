@@ -63,6 +63,10 @@ class Intake:
         self._fail_if_dead()
         return handle
 
+    def prepare_grammars(self) -> None:
+        """As `Engine.prepare_grammars`."""
+        self._grammars.prepare()
+
     def expire(self) -> None:
         """Ends the requests whose deadline has passed."""
         for handle in self._deadlines.expired(time.perf_counter()):

@@ -11,7 +11,7 @@ import torch
 from runtime import _core
 from runtime.basemodel import TpPartBaseModel, model_class_of
 from runtime.config import EngineConfig
-from runtime.engine.device import probe_device
+from runtime.engine.device import Device, probe_device
 from runtime.engine.memory_needs import model_options, scheduler_config
 from runtime.engine.memory_plan import MemoryPlan, plan_memory
 from runtime.engine.memory_use import MemoryMeter
@@ -46,6 +46,7 @@ class LoadedModel:
 
     @property
     def max_model_len(self) -> int:
+        """Longest context in tokens, as far as the KV cache holds it."""
         return self.model.max_model_len
 
     @property
@@ -99,6 +100,7 @@ class LoadedModel:
         return scheduler
 
     def make_runner(self, runner_class: type[ModelRunner], *, num_plan_buffers: int, plan_capacity: int) -> ModelRunner:
+        """A runner of that class, at this config's limits; buffers as `ModelRunner` says."""
         return runner_class(
             self.model,
             max_num_seqs=self.config.max_num_seqs,
@@ -133,18 +135,10 @@ def load_model(config: EngineConfig, device: str, peers: Peers, timer: StartTime
     timer.enter("tokenizer")
     model_class = model_class_of(config.model_dir)
     skips_tokenizer = config.skip_tokenizer_init or peers.rank > 0
-    tokenizer = None if skips_tokenizer else Tokenizer(config.tokenizer_dir)
-    if tokenizer is not None:
-        tokenizer.check_vocab_size(read_config(config.model_dir, model_class.config_defaults)["vocab_size"])
+    tokenizer = None if skips_tokenizer else _load_tokenizer(config, model_class)
     timer.enter("memory_plan")
     meter = MemoryMeter(probe_device(device))
-    plan = plan_memory(config, meter.device)
-    least = peers.smallest(kv_blocks=plan.kv_blocks, max_model_len=plan.max_model_len)
-    plan = replace(plan, kv_blocks=least["kv_blocks"], max_model_len=least["max_model_len"])
-    if plan.max_model_len < plan.model_len and peers.rank == 0:
-        logger.warning(
-            "max_model_len is %d, not the model's %d: the KV cache holds no more", plan.max_model_len, plan.model_len
-        )
+    plan = _plan_together(config, meter.device, peers)
     with meter.guard(plan):
         model = model_class(
             peers.rank,
@@ -161,6 +155,24 @@ def load_model(config: EngineConfig, device: str, peers: Peers, timer: StartTime
     timer.enter("runner")
     eos_token_ids = [i for i in read_eos_token_ids(config.model_dir) if i < model.vocab_size]
     return LoadedModel(config, model, tokenizer, eos_token_ids, plan, meter, peers, timer)
+
+
+def _load_tokenizer(config: EngineConfig, model_class: type[TpPartBaseModel]) -> Tokenizer:
+    tokenizer = Tokenizer(config.tokenizer_dir)
+    tokenizer.check_vocab_size(read_config(config.model_dir, model_class.config_defaults)["vocab_size"])
+    return tokenizer
+
+
+def _plan_together(config: EngineConfig, device: Device, peers: Peers) -> MemoryPlan:
+    """This rank's plan, with as many KV blocks and as long a context as every rank has room for."""
+    plan = plan_memory(config, device)
+    least = peers.smallest(kv_blocks=plan.kv_blocks, max_model_len=plan.max_model_len)
+    plan = replace(plan, kv_blocks=least["kv_blocks"], max_model_len=least["max_model_len"])
+    if plan.max_model_len < plan.model_len and peers.rank == 0:
+        logger.warning(
+            "max_model_len is %d, not the model's %d: the KV cache holds no more", plan.max_model_len, plan.model_len
+        )
+    return plan
 
 
 def _kv_costs(model: TpPartBaseModel) -> dict[str, Any]:

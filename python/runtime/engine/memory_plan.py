@@ -63,6 +63,7 @@ class MemoryPlan:
         return self.kv_blocks // -(-self.max_model_len // self.block_size)
 
     def as_dict(self) -> dict[str, Any]:
+        """Its fields and what follows from them, as JSON."""
         derived = {"kv_cache": self.kv_cache, "total": self.total, "max_sequences": self.max_sequences}
         return {**asdict(self), **derived}
 
@@ -201,7 +202,10 @@ def _too_little(least: MemoryPlan, config: EngineConfig, device: Device, budget:
 def _ways_out(config: EngineConfig, device: Device, error: _DoesNotFit) -> str:
     """Arguments with which it would fit, each alone; tried, not guessed."""
     if config.num_kv_blocks is not None or config.kv_cache_memory_bytes is not None or device.kind == "cpu":
-        return "max_model_len, num_kv_blocks and kv_cache_memory_bytes change it"
+        smallest = replace(config, num_kv_blocks=1, kv_cache_memory_bytes=None, max_model_len=config.block_size)
+        if (least_bytes := _needed(smallest, device)) is None:
+            return "max_model_len, num_kv_blocks and kv_cache_memory_bytes change it"
+        return f"with the smallest KV cache a device of {math.ceil(10 * least_bytes / GIB) / 10} GiB would hold it"
     found = [] if error.fitting_len is None else [f"max_model_len={error.fitting_len}"]
     share = math.ceil(100 * error.needed / device.memory_bytes) / 100
     if config.gpu_memory_utilization < share <= 1.0 and _fits(replace(config, gpu_memory_utilization=share), device):
@@ -227,8 +231,13 @@ def _with(config: EngineConfig, name: str, value: int) -> EngineConfig:
 
 
 def _fits(config: EngineConfig, device: Device) -> bool:
+    return _needed(config, device) is None
+
+
+def _needed(config: EngineConfig, device: Device) -> int | None:
+    """Bytes that a device must have, where this one has too few; None: it fits."""
     try:
         _plan(config, device)
-    except _DoesNotFit:
-        return False
-    return True
+    except _DoesNotFit as error:
+        return error.needed
+    return None

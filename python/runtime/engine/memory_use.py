@@ -58,6 +58,7 @@ class MemoryMeter:
             self._marks["planned"] = _Mark(device.used_bytes, torch.cuda.memory_allocated())
 
     def mark(self, stage: str) -> None:
+        """Reads the device at the end of a stage; waits for it."""
         if self.device.kind == "cuda":
             torch.cuda.synchronize()
             if stage == "loaded":  # what loading needed in passing

@@ -60,6 +60,7 @@ class Step:
 
     @property
     def is_done(self) -> bool:
+        """Whether its results are on the host; never waits."""
         return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
 
     def wait(self, timeout_s: float, tp_group: TpGroup) -> None:
@@ -140,20 +141,25 @@ class ModelRunner:
         self._views: dict[str, torch.Tensor] = {}
         self._input_ids = self.inputs.input_ids[:0]
         self._scorer = Scorer()
-        self._workspace: SampleWorkspace | None = None
-        self._transfers: Transfers
-        if self.is_async:
-            self._transfers = CudaTransfers(num_plan_buffers, plan_capacity, max_num_seqs, self.device)
-            if self._tp.rank == 0:
-                self._workspace = SampleWorkspace.allocate(
-                    max_num_seqs=max_num_seqs, vocab_size=model.vocab_size, device=self.device
-                )
-        else:
-            self._transfers = HostTransfers(num_plan_buffers, plan_capacity, max_num_seqs)
+        self._transfers = self._make_transfers(num_plan_buffers, plan_capacity)
+        self._workspace = self._make_workspace()
         # rank 0 alone samples
         self._masks = MaskTransfers(self.rows, num_plan_buffers) if self._tp.rank == 0 else None
         self._tier = make_tier(model.mem_manager.kv_cache, num_host_blocks)
         self._graphs = None if enforce_eager else self.make_graphs()
+
+    def _make_transfers(self, num_plan_buffers: int, plan_capacity: int) -> Transfers:
+        if self.is_async:
+            return CudaTransfers(num_plan_buffers, plan_capacity, self.max_num_seqs, self.device)
+        return HostTransfers(num_plan_buffers, plan_capacity, self.max_num_seqs)
+
+    def _make_workspace(self) -> SampleWorkspace | None:
+        """What Triton's sampler needs, where there is one."""
+        if not self.is_async or self._tp.rank > 0:
+            return None
+        return SampleWorkspace.allocate(
+            max_num_seqs=self.max_num_seqs, vocab_size=self.model.vocab_size, device=self.device
+        )
 
     @property
     def is_async(self) -> bool:
@@ -171,6 +177,7 @@ class ModelRunner:
         return self._transfers.words
 
     def make_graphs(self) -> DecodeGraphs | None:
+        """The graphs of decode steps, not captured yet; None on a CPU."""
         return DecodeGraphs(self, self._transfers.device_outputs(0)) if self.is_async else None
 
     @torch.inference_mode()
@@ -285,6 +292,7 @@ class ModelRunner:
 
     @property
     def is_copying(self) -> bool:
+        """Whether a copy between device and CPU tier is under way."""
         return self._tier is not None and self._tier.is_busy
 
     def wait_for_copies(self, timeout_s: float) -> None:
@@ -297,9 +305,11 @@ class ModelRunner:
             time.sleep(_POLL_S)
 
     def prepare(self, plan: torch.Tensor) -> None:
+        """Applies a plan (int32, on the device) to the rows, and writes the step inputs."""
         ops.prepare_step(plan, self.rows, self.inputs)
 
     def forward(self, input_ids: torch.Tensor, infer_state: InferStateInfo) -> torch.Tensor:
+        """Logits [rows of the step or of `logits_index`, vocab], in the model's dtype."""
         return self.model.run(input_ids, infer_state)
 
     def sample(self, logits: torch.Tensor, outputs: StepOutputs, *, greedy_only: bool) -> None:

@@ -52,9 +52,11 @@ class OutputProcessor:
 
     @property
     def num_live(self) -> int:
+        """Completions that have not been closed."""
         return len(self._live)
 
     def add(self, completion: Completion) -> None:
+        """Its tokens will be appended from now on."""
         self._live[completion.request_id] = completion
 
     def live(self, request_id: int) -> Completion | None:
@@ -62,6 +64,7 @@ class OutputProcessor:
         return self._live.get(request_id)
 
     def discard(self, completion: Completion) -> None:
+        """Its tokens are ignored from now on."""
         self._live.pop(completion.request_id, None)
 
     def process(self, result: _core.StepResult, step: StepValues | None) -> None:

@@ -13,13 +13,15 @@ from runtime.parallel import TpGroup
 class Channel(Protocol):
     """`_core.Launcher` on rank 0, `_core.RankLink` on the others."""
 
-    def exchange(self, bytes: bytes) -> list[bytes]: ...
+    def exchange(self, data: bytes) -> list[bytes]:
+        """What every rank has given, in their order, once all have; EngineDeadError once one is lost."""
 
 
 class RankChannel(Channel, Protocol):
     """`_core.RankLink`."""
 
-    def show_calls(self, num_calls: int) -> None: ...
+    def show_calls(self, num_calls: int) -> None:
+        """How many collectives this rank has called, modulo 2^32: what rank 0 looks at when a step hangs."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,12 @@ class Peers:
 
     @property
     def rank(self) -> int:
+        """This one's number."""
         return self.tp_group.rank
 
     @property
     def size(self) -> int:
+        """How many there are."""
         return self.tp_group.size
 
     def gathered(self, values: Mapping[str, float]) -> list[dict[str, float]]:

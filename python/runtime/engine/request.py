@@ -63,6 +63,7 @@ class Completion:
 
     @property
     def finished(self) -> bool:
+        """Whether its caller gets no more tokens; the scheduler may still have a last word."""
         return self.finished_at is not None
 
     def advance_text(self, num_tokens: int) -> str | None:
@@ -132,10 +133,12 @@ class RequestHandle:
 
     @property
     def is_score(self) -> bool:
+        """Whether it scores its prompt and samples nothing."""
         return self.options.score_start >= 0
 
     @property
     def done(self) -> bool:
+        """Whether every completion has ended."""
         return self._done.is_set()
 
     def abort(self) -> None:
@@ -201,6 +204,7 @@ class RequestHandle:
             listener()
 
     def completion_closed(self) -> None:
+        """Engine thread: one has ended; with the last one so has the request."""
         if all(completion.closed for completion in self.completions):
             self._done.set()
         self.notify()
@@ -211,11 +215,13 @@ class RequestHandle:
             self._deferred = completions
 
     def take_deferred(self) -> list[Completion]:
+        """What `defer` left, once; the caller submits or ends it."""
         with self._lock:
             taken, self._deferred = self._deferred, []
         return taken
 
     def raise_error(self) -> None:
+        """Raises what ended a completion, if an error did."""
         for completion in self.completions:
             if completion.error is not None:
                 raise for_this_caller(completion.error)
@@ -354,6 +360,7 @@ class Subscription:
                 yield chunk
 
     def close(self) -> None:
+        """The listener is not called any more, but for a call that has begun."""
         with self._handle._lock:
             self._handle.listeners = tuple(one for one in self._handle.listeners if one is not self._listener)
 

@@ -46,6 +46,7 @@ class Scorer:
 
     @property
     def active(self) -> bool:
+        """Whether any row is being scored."""
         return bool(self._rows)
 
     def apply(self, words: Words, header: list[int]) -> None:

@@ -28,7 +28,8 @@ class Transfers(Protocol):
     def download(self, buffer: int, header: list[int]) -> torch.cuda.Event | None:
         """Starts copying results to the host; the event says when they are there, None: they are."""
 
-    def host_outputs(self, buffer: int) -> StepOutputs: ...
+    def host_outputs(self, buffer: int) -> StepOutputs:
+        """Where the results of that plan's step are on the host, once they have come."""
 
 
 def plan_buffers(transfers: Transfers) -> list[tuple[int, int]]:

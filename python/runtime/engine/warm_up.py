@@ -26,6 +26,7 @@ class WarmUpStep:
 
     @property
     def max_new_tokens(self) -> int:
+        """Of the first row."""
         return self.num_tokens - self.num_rows + 1
 
 

@@ -27,6 +27,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="runtime-watchdog", daemon=True).start()
 
     def stop(self) -> None:
+        """Finds nothing any more. Idempotent."""
         self._stopped.set()
 
     def _watch(self) -> None:

@@ -81,6 +81,7 @@ def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of the folder; ModelFormatError for a file that is none, is too large or lies elsewhere."""
     path = file_in_folder(folder, name)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ModelFormatError(f"{name} has {path.stat().st_size} bytes; the limit is {MAX_JSON_BYTES}")

@@ -25,12 +25,18 @@ _ARRIVED, _READ = 0, 1  # kinds of words: the part of a rank is there; a rank ha
 class Copies(Protocol):
     """`_core.PeerCopies`."""
 
-    def copy(self, rank: int, offset: int, source: int, num_bytes: int, stream: int) -> None: ...
-    def write(self, rank: int, word: int, value: int, stream: int) -> None: ...
-    def wait(self, word: int, value: int, stream: int) -> None: ...
+    def copy(self, rank: int, offset: int, source: int, num_bytes: int, stream: int) -> None:
+        """Queues a copy of `num_bytes` from the address `source` to `offset` in the memory of `rank`."""
+
+    def write(self, rank: int, word: int, value: int, stream: int) -> None:
+        """Queues writing an int32 into a word of `rank`, behind what the stream was given before."""
+
+    def wait(self, word: int, value: int, stream: int) -> None:
+        """What `stream` is given from now on waits until this rank's word has come to `value`."""
 
 
 def num_words(size: int) -> int:
+    """Words that the group needs on each rank."""
     return 2 * NUM_SLOTS * size
 
 
@@ -40,6 +46,7 @@ def num_bytes(size: int, num_rows: int, row_bytes: int) -> int:
 
 
 def part_bytes(num_rows: int, row_bytes: int) -> int:
+    """Bytes of one rank's summand, rounded up to ALIGNMENT."""
     return -(-num_rows * row_bytes // ALIGNMENT) * ALIGNMENT
 
 
@@ -61,9 +68,11 @@ class CopiedSums:
         self._turn = 0
 
     def fits(self, x: Tensor) -> bool:
+        """Whether x can be summed here; the same on every rank."""
         return x.dim() == 2 and x.is_contiguous() and x.nbytes <= self._memory.shape[2]
 
     def start(self, x: Tensor) -> PendingSum:
+        """Queues the copies of x on the side stream; all ranks start the same sums in the same order."""
         use, slot = divmod(self._turn, NUM_SLOTS)
         self._turn += 1
         stream, offset = self._side.handle, (slot * self._size + self._rank) * self._memory.shape[2]

@@ -35,6 +35,7 @@ class PeerSums:
         )
 
     def two_shot(self, x: Tensor) -> bool:
+        """Whether the owner of a row adds it and sends the sum, rather than every rank adding every row."""
         return x.nbytes > self.limits.one_shot_bytes
 
 

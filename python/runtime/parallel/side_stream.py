@@ -19,6 +19,7 @@ class SideStream:
 
     @property
     def handle(self) -> int:
+        """Of the CUDA stream, as `_core` takes it."""
         return int(self._stream.cuda_stream)
 
     @property

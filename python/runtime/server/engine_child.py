@@ -74,6 +74,7 @@ def serve(channel: Channel) -> int:
     host = EngineHost(engine, channel.send)
     leave_out_of_collections()
     channel.send(host.info())
+    engine.prepare_grammars()  # now, when there is nobody yet who would wait for it
     for message in received:
         if isinstance(message, Drain):
             break

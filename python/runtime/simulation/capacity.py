@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from runtime.errors import ConfigError
@@ -59,9 +60,8 @@ def find_capacity(
     return Capacity(*passed, tried)
 
 
-def _bracket(start: float, meets: object, slo: Slo) -> tuple[float, float]:
+def _bracket(start: float, meets: Callable[[float], bool], slo: Slo) -> tuple[float, float]:
     """A rate that meets the SLO, and one of twice that which does not."""
-    assert callable(meets)
     rate = min(max(start, 1 / 64), _MAX_RATE)
     if meets(rate):
         while rate < _MAX_RATE:
@@ -69,7 +69,7 @@ def _bracket(start: float, meets: object, slo: Slo) -> tuple[float, float]:
             if not meets(rate):
                 return rate / 2, rate
         raise ConfigError(
-            f"the SLO {slo.limits()} holds at {_MAX_RATE:g} requests a second: nothing to find",
+            f"the SLO {_text(slo.limits())} holds at {_MAX_RATE:g} requests a second: nothing to find",
             hint="more --num-requests, or a tighter SLO",
         )
     while rate > 1e-4:
@@ -85,8 +85,8 @@ def _require_possible(workload: Workload, settings: Settings, slo: Slo, share: f
     figures = simulate(alone, dataclasses.replace(settings, num_replicas=1), slo).figures
     if figures["slo_share"] >= share:
         return
-    names = {"ttft_ms": "ttft_ms", "tpot_ms": "tpot_ms", "e2e_ms": "e2e_ms", "gap_ms": "max_gap_ms"}
-    seen = {name: round(figures[names[name]]["p99"], 3) for name in slo.limits()}
+    figure_of = {"gap_ms": "max_gap_ms"}  # the others have the name of their limit
+    seen = {name: round(figures[figure_of.get(name, name)]["p99"], 3) for name in slo.limits()}
     raise ConfigError(
         f"the SLO {_text(slo.limits())} cannot be met by {share:.0%} of the requests: "
         f"one at a time, {figures['slo_share']:.1%} meet it and the 99th percentiles are {_text(seen)}",

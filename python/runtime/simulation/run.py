@@ -107,6 +107,7 @@ class Settings:
         return {"num_host_blocks": self.cpu_kv_tokens // self.block_size, "transfer_block_s": transfer_s}
 
     def fleet(self) -> _core.FleetConfig:
+        """Of all replicas, each as `replica` says; ConfigError for what cannot work."""
         return _core.FleetConfig(
             self.replica(),
             num_replicas=self.num_replicas,
@@ -135,6 +136,7 @@ class Slo:
         return {name: value for name, value in vars(self).items() if value < math.inf}
 
     def seconds(self) -> dict[str, float]:
+        """All four, unlimited ones as infinity, under the names of `_core.SimulationResult.summary`."""
         return {name.replace("_ms", "_s"): value / 1e3 for name, value in vars(self).items()}
 
 

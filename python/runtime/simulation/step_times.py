@@ -58,6 +58,7 @@ class StepTimes:
         return {"recompute_token_s": model.recompute_token_s, "recompute_context_s": model.recompute_context_s}
 
     def save(self, path: str | Path) -> None:
+        """Writes the file that `load_calibration` reads."""
         content = {"version": CALIBRATION_VERSION, **dataclasses.asdict(self)}
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -23,11 +23,14 @@ class WeightSource(Protocol):
     """What weights are read from: a `Checkpoint`, or its dummy."""
 
     @property
-    def tensors(self) -> Mapping[str, TensorInfo]: ...
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its name there."""
 
-    def name_of(self, declared: str) -> str: ...
+    def name_of(self, declared: str) -> str:
+        """A declared name as the source spells it."""
 
-    def read(self, declared: str, index: Index, *, dtype: torch.dtype, device: torch.device) -> Tensor: ...
+    def read(self, declared: str, index: Index, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The part `index`, a slice a dimension, of a declared tensor, in `dtype` on `device`."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Shard:
 
     @property
     def held_shape(self) -> tuple[int, ...]:
+        """Of this rank's part."""
         if self.index is None:
             return (0,) * len(self.shape)
         return tuple(len(range(*part.indices(size))) for part, size in zip(self.index, self.shape))
@@ -91,6 +95,7 @@ class Param(Generic[PlacedT]):
         raise AttributeError(f"{self.attribute} of {owner.__name__} is not loaded yet")
 
     def has_bias(self, config: ModelConfig) -> bool:
+        """Whether `.bias` tensors belong to it in a checkpoint with this config."""
         return bool(config.get(self.bias)) if isinstance(self.bias, str) else self.bias
 
     def ties_to(self, config: ModelConfig) -> str | None:
@@ -102,6 +107,7 @@ class Param(Generic[PlacedT]):
         raise NotImplementedError
 
     def stored_bytes(self, prefix: str, config: ModelConfig, placement: Placement) -> int:
+        """Bytes of this rank's tensors, in the model's dtype."""
         shards = self.shards(prefix, config, placement.tp)
         elements = sum(math.prod(shard.held_shape) for kind in shards.values() for shard in kind)
         return elements * placement.dtype.itemsize
@@ -163,4 +169,5 @@ def share(name: str, size: int, tp: TpGroup) -> slice:
 
 
 def whole(*shape: int) -> Index:
+    """The index of all of a tensor of that shape."""
     return tuple(slice(0, size) for size in shape)

@@ -75,10 +75,12 @@ class BenchEngine(Protocol):
     dtype: str
 
     @property
-    def versions(self) -> Mapping[str, str]: ...
+    def versions(self) -> Mapping[str, str]:
+        """Of the packages that are the engine, by name."""
 
     @property
-    def settings(self) -> Mapping[str, int]: ...
+    def settings(self) -> Mapping[str, int]:
+        """Limits of its scheduler under the names of `runtime.simulation.Settings`; {}: not known."""
 
     def run(
         self, requests: Sequence[TimedRequest], temperature: float = 0.0, *, every_token: bool = False
@@ -90,7 +92,8 @@ class BenchEngine(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends it and frees the device."""
 
 
 def open_engine(name: str, model: str | None, arguments: Mapping[str, Any], **options: Any) -> BenchEngine:
@@ -135,6 +138,7 @@ def import_peer(module: str, pip_name: str) -> Any:
 
 
 def versions_of(*packages: str) -> dict[str, str]:
+    """Installed versions by package."""
     return {name: importlib.metadata.version(name) for name in packages}
 
 

@@ -38,6 +38,7 @@ class Slo:
     itl_ms: float | None = None
 
     def is_met(self, request: Served) -> bool:
+        """Whether a request keeps every limit that is set."""
         in_time = self.ttft_ms is None or (request.ttft_s is not None and 1e3 * request.ttft_s <= self.ttft_ms)
         return in_time and (self.itl_ms is None or 1e3 * (request.tpot_s or 0.0) <= self.itl_ms)
 
@@ -58,6 +59,7 @@ class Served:
 
     @property
     def tpot_s(self) -> float | None:
+        """Seconds for each token after the first; None with fewer than two."""
         if self.ttft_s is None or self.output_tokens < 2:
             return None
         return (self.e2e_s - self.ttft_s) / (self.output_tokens - 1)

@@ -43,6 +43,11 @@ class SpawnedServer:
         self._is_ready = threading.Event()
         self._process: subprocess.Popen[str]
 
+    @property
+    def pid(self) -> int:
+        """Of the server; that of its engine is a child's."""
+        return self._process.pid
+
     def __enter__(self) -> SpawnedServer:
         self._process = subprocess.Popen(
             self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -1,0 +1,32 @@
+"""Forms of outputs that are refused, whichever way they are asked for: Python, HTTP, C."""
+
+# what is given, the field that the error names, words of its sentence
+REFUSED_FORMS = [
+    ({}, "structured_outputs", "exactly one of .* given: none"),
+    ({"json_object": False}, "structured_outputs", "given: none"),
+    ({"json": {}, "regex": "a"}, "structured_outputs", "given: json and regex"),
+    ({"json_schema": {}}, "structured_outputs.json_schema", "did you mean .*'json'"),
+    ([1], "structured_outputs", "must be a StructuredOutputsParams"),
+    ({"json": 7}, "structured_outputs.json", "a JSON schema"),
+    ({"json": "[1]"}, "structured_outputs.json", "a JSON schema"),
+    ({"json": "{"}, "structured_outputs.json", "is not JSON"),
+    ({"json": {"const": float("nan")}}, "structured_outputs.json", "is not JSON"),
+    ({"json": {"const": {1, 2}}}, "structured_outputs.json", "is not JSON"),
+    ({"json": {"const": "\ud800"}}, "structured_outputs.json", "surrogate"),
+    ({"json": '{"a":' * 65 + "1" + "}" * 65}, "structured_outputs.json", "at most 64 deep"),
+    ({"json": "[" * 60_000 + "]" * 60_000}, "structured_outputs.json", "at most 64 deep"),
+    ({"json": {"enum": ["x" * 100] * 1500}}, "structured_outputs.json", "at most 131072"),
+    ({"json": {"allOf": [{"$ref": "#"}] * 1001}}, "structured_outputs.json", "at most 1000"),
+    ({"regex": ""}, "structured_outputs.regex", "a regular expression"),
+    ({"regex": "(" * 30_000 + ")" * 30_000}, "structured_outputs.regex", "at most 8192"),
+    ({"choice": []}, "structured_outputs.choice", "at least one text"),
+    ({"choice": "yes"}, "structured_outputs.choice", "a list"),
+    ({"choice": ["a", ""]}, "structured_outputs.choice", "none of them empty"),
+    ({"choice": [str(i) for i in range(4097)]}, "structured_outputs.choice", "at most 4096"),
+    ({"choice": ["x" * 70_000]}, "structured_outputs.choice", "at most 65536"),
+    ({"grammar": " "}, "structured_outputs.grammar", "Lark"),
+    ({"grammar": "start: /a/\n" * 1000}, "structured_outputs.grammar", "at most 1000"),
+    ({"grammar": "x" * 70_000}, "structured_outputs.grammar", "at most 65536"),
+    ({"json_object": 1}, "structured_outputs.json_object", "True or False"),
+    ({"json_object": True, "disable_any_whitespace": "no"}, "structured_outputs.disable_any_whitespace", "True or"),
+]
