@@ -63,7 +63,7 @@ class Server:
         self.address = ("127.0.0.1", int(self.url.rsplit(":", 1)[1]))
 
     def forget_blocked(self) -> None:
-        self._ask()
+        self.ask()
         self.blocked_ms = 0.0
 
     def memory_bytes(self) -> int:
@@ -74,11 +74,11 @@ class Server:
         return sum(_anonymous_bytes(process) for process in (str(pid), *engines))
 
     def stop(self) -> int:
-        self._ask()
+        self.ask()
         self.process.terminate()
         return self.process.wait(60)
 
-    def _ask(self) -> None:
+    def ask(self) -> None:
         self._has_told.clear()
         self.process.send_signal(signal.SIGUSR1)
         self._has_told.wait(10)
@@ -171,13 +171,17 @@ def watch_memory(server: Server, load_: subprocess.Popen[str]) -> list[tuple[flo
 def figures(samples: Sequence[tuple[float, int]]) -> dict[str, Any]:
     """What the memory did after WARM_UP_S."""
     settled = [(at, size) for at, size in samples if at >= WARM_UP_S]
-    slope = statistics.linear_regression(*zip(*settled)).slope
     grown = settled[-1][1] - settled[0][1]
     return {
         "mb": round(settled[-1][1] / 1e6, 2),
         "grown_mb": round(grown / 1e6, 2),
-        "mb_per_h": round(slope * 3600 / 1e6, 2),
+        "mb_per_h": _mb_per_h(settled),
+        "mb_per_h_last_half": _mb_per_h(settled[len(settled) // 2 :]),
     }
+
+
+def _mb_per_h(samples: Sequence[tuple[float, int]]) -> float:
+    return round(statistics.linear_regression(*zip(*samples)).slope * 3600 / 1e6, 2)
 
 
 def soak(server: Server, seconds: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ MAX_PROMPT_CHARS = 16 << 20
 _PIECE_CHARS = 1 << 16
 _CHARS_PER_TOKEN = 8  # hardly any text has more
 _PIECE_SLACK = 1 << 10
+_MANY_TOKENS = 1 << 12  # a fraction of a millisecond
 
 
 class Tokenizer:
@@ -114,7 +115,10 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+        if len(token_ids) <= _MANY_TOKENS:
+            return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+        # as in _encode
+        return str(self._tokenizer.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)[0])
 
     def token_to_id(self, token: str) -> int | None:
         """None for what is no token as a whole."""

@@ -85,6 +85,18 @@ def test_a_long_text_that_fits_is_not_refused():
         tokenizer.encode(text, max_tokens=len(expected) - 1)
 
 
+def test_many_tokens_decode_as_few_do():
+    tokenizer = Tokenizer(BUILTIN_MODEL)
+    text = "12+35=47 é " * 2000
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    assert len(token_ids) > 10_000
+    assert tokenizer.decode(token_ids) == text
+    special = [i for i in range(tokenizer.vocab_size) if not tokenizer.decode([i])][:1]
+    assert tokenizer.decode(token_ids + special) == text
+    shown = tokenizer.decode(special, skip_special_tokens=False)
+    assert shown and tokenizer.decode(token_ids + special, skip_special_tokens=False) == text + shown
+
+
 def test_a_text_that_is_far_too_long_is_refused_at_its_beginning(monkeypatch):
     tokenizer, sizes = Tokenizer(BUILTIN_MODEL), []
     encode = tokenizer._encode

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from runtime import __version__
 from runtime.errors import InvalidRequestError
 from runtime.prompts import encode_prompt
-from runtime.server.chat import create_chat_completion, encode_chat, tools_of
+from runtime.server.chat import create_chat_completion, encode_chat
 from runtime.server.completions import create_completion
 from runtime.server.guard import Guard
 from runtime.server.live import stats
@@ -22,6 +22,7 @@ from runtime.server.metrics import CONTENT_TYPE
 from runtime.server.page import page_routes
 from runtime.server.protocol import ChatBody, Common, read_body
 from runtime.server.serving import Serving
+from runtime.server.tool_use import ToolUse, read_tools
 
 
 def make_app(serving: Serving) -> ASGIApp:
@@ -96,11 +97,16 @@ class TokenizeBody(ChatBody, kw_only=True):
 
 async def tokenize(request: Request) -> Response:
     serving = _serving(request)
-    body, _, _ = read_body(await serving.read_object(request), TokenizeBody)
+
+    def understand(found: dict[str, Any]) -> tuple[TokenizeBody, ToolUse]:
+        body, _, _ = read_body(found, TokenizeBody)
+        return body, read_tools(body)
+
+    body, tools = await serving.read_object(request, understand)
     serving.check_model(body.model)
     tokenizer = serving.tokenizer
     if body.messages is not None:
-        token_ids = (await encode_chat(serving, body, await tools_of(serving, body))).token_ids
+        token_ids = (await encode_chat(serving, body, tools)).token_ids
     elif body.prompt is not None:
         text = body.prompt
         size = len(text.encode("utf-8", "replace"))
@@ -112,7 +118,8 @@ async def tokenize(request: Request) -> Response:
         raise InvalidRequestError("prompt", None, "a text, unless messages are given")
     texts = await serving.decode_each(token_ids) if body.return_token_strs else None
     found = {"count": len(token_ids), "max_model_len": serving.engine.info.max_model_len, "tokens": token_ids}
-    return _json({**found, "token_strs": texts})
+    content = await serving.in_thread(lambda: msgspec.json.encode({**found, "token_strs": texts}))
+    return Response(content, media_type="application/json")
 
 
 class DetokenizeBody(Common, kw_only=True):
@@ -121,7 +128,7 @@ class DetokenizeBody(Common, kw_only=True):
 
 async def detokenize(request: Request) -> Response:
     serving = _serving(request)
-    body, _, _ = read_body(await serving.read_object(request), DetokenizeBody)
+    body, _, _ = await serving.read_object(request, lambda found: read_body(found, DetokenizeBody))
     serving.check_model(body.model)
     tokenizer, vocab_size = serving.tokenizer, serving.engine.info.vocab_size
     if not body.tokens:

@@ -16,7 +16,7 @@ from runtime.server.conversation import read_messages
 from runtime.server.generation import Choice, Generation, Prompt
 from runtime.server.messages import Candidate, Delta
 from runtime.server.output_form import output_form
-from runtime.server.protocol import ChatBody, parse, read_body
+from runtime.server.protocol import ChatBody, Parsed, parse, read_body
 from runtime.server.serving import Serving
 from runtime.server.tool_answer import ToolAnswer
 from runtime.server.tool_use import ToolUse, read_tools
@@ -25,26 +25,8 @@ from runtime.server.tool_use import ToolUse, read_tools
 async def create_chat_completion(request: Request) -> Response:
     serving: Serving = request.app
     serving.check_accepting()
-    body, passed, unknown = read_body(await serving.read_object(request), ChatBody)
-    serving.check_model(body.model)
-    max_tokens = passed.pop("max_tokens", None)
-    if body.max_completion_tokens is not None:
-        max_tokens = body.max_completion_tokens
-    num_logprobs, tools = _num_logprobs(body), await tools_of(serving, body)
-    if tools.forced and output_form(body) is not None:
-        message = "tool_choice: a call that must come and another form of the answer contradict each other"
-        raise InvalidRequestError("tool_choice", message=message)
-    passed |= serving.tool_caller.sampling(tools)
-    parsed = parse(
-        body,
-        passed,
-        unknown,
-        request.headers,
-        serving.config.request_timeout,
-        logprobs=num_logprobs,
-        max_tokens=max_tokens,
-    )
-    serving.check_room(parsed.params.n, parsed.options.deadline_s)
+    body, tools, parsed = await serving.read_object(request, lambda found: _understand(serving, request, found))
+    serving.check_room(request.scope, parsed)
     prompt = await encode_chat(serving, body, tools)
     answers = serving.tool_caller.answers(tools, parsed.params.n)
     generation = Generation(
@@ -52,14 +34,26 @@ async def create_chat_completion(request: Request) -> Response:
         request,
         [prompt],
         parsed,
-        ChatShape(serving.model, num_logprobs, answers),
+        ChatShape(serving.model, parsed.params.logprobs, answers),
         stream_options=body.stream_options,
     )
     return await generation.respond(stream=bool(body.stream))
 
 
-async def tools_of(serving: Serving, body: ChatBody) -> ToolUse:
-    return await serving.in_thread(lambda: read_tools(body)) if body.tools else read_tools(body)
+def _understand(serving: Serving, request: Request, found: dict[str, Any]) -> tuple[ChatBody, ToolUse, Parsed]:
+    body, passed, unknown = read_body(found, ChatBody)
+    serving.check_model(body.model)
+    max_tokens = passed.pop("max_tokens", None)
+    if body.max_completion_tokens is not None:
+        max_tokens = body.max_completion_tokens
+    num_logprobs, tools = _num_logprobs(body), read_tools(body)
+    if tools.forced and output_form(body) is not None:
+        message = "tool_choice: a call that must come and another form of the answer contradict each other"
+        raise InvalidRequestError("tool_choice", message=message)
+    passed |= serving.tool_caller.sampling(tools)
+    timeout_s = serving.config.request_timeout
+    parsed = parse(body, passed, unknown, request.headers, timeout_s, logprobs=num_logprobs, max_tokens=max_tokens)
+    return body, tools, parsed
 
 
 async def encode_chat(serving: Serving, body: ChatBody, tools: ToolUse) -> Prompt:

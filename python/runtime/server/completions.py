@@ -14,7 +14,7 @@ from runtime.errors import InvalidRequestError
 from runtime.prompts import encode_prompt, split_prompts
 from runtime.server.generation import Choice, Generation, Prompt
 from runtime.server.messages import Candidate, Delta
-from runtime.server.protocol import CompletionBody, parse, read_body
+from runtime.server.protocol import CompletionBody, Parsed, parse, read_body
 from runtime.server.serving import Serving
 
 MIN_LOGPROB = -9999.0  # JSON has no infinity
@@ -23,15 +23,19 @@ MIN_LOGPROB = -9999.0  # JSON has no infinity
 async def create_completion(request: Request) -> Response:
     serving: Serving = request.app
     serving.check_accepting()
-    body, passed, unknown = read_body(await serving.read_object(request), CompletionBody)
-    serving.check_model(body.model)
-    generate = not _asks_for_nothing(body, passed)
-    if not generate:
-        del passed["max_tokens"]
-    parsed = parse(
-        body, passed, unknown, request.headers, serving.config.request_timeout, logprobs=_count("logprobs", body)
-    )
-    serving.check_room(parsed.params.n, parsed.options.deadline_s)
+
+    def understand(found: dict[str, Any]) -> tuple[CompletionBody, Parsed, bool]:
+        body, passed, unknown = read_body(found, CompletionBody)
+        serving.check_model(body.model)
+        generate = not _asks_for_nothing(body, passed)
+        if not generate:
+            del passed["max_tokens"]
+        timeout_s = serving.config.request_timeout
+        parsed = parse(body, passed, unknown, request.headers, timeout_s, logprobs=_count("logprobs", body))
+        return body, parsed, generate
+
+    body, parsed, generate = await serving.read_object(request, understand)
+    serving.check_room(request.scope, parsed)
     prompt_logprobs = _count("prompt_logprobs", body)
     if body.echo and body.logprobs is not None and prompt_logprobs is None:
         prompt_logprobs = parsed.params.logprobs

@@ -39,7 +39,8 @@ class ServerConfig:
         allowed_origin: pages of other origins that may send requests, such as https://chat.example.
         max_queued_requests: completions that may wait beside the max_num_seqs that run; more get 429.
         max_queue_time: seconds that a request may be expected to wait for its first token; one that would wait for
-            longer, or past its deadline, gets 429. None: its deadline alone counts.
+            longer, or past its deadline, gets 429. None: 1 s while more requests come than are served, but for those
+            that state a deadline.
         request_timeout: most seconds for a request that says no deadline_s of its own; None: no limit.
         header_timeout: seconds for a request's headers, and for a connection without one.
         body_timeout: seconds for a request's body.

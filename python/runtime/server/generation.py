@@ -106,7 +106,7 @@ class Generation:
         self._choices = [Choice() for _ in range(len(prompts) * parsed.params.n)]
         self._metrics: list[Metrics] = []
         self._is_disconnected = False
-        self._arrived_at = time.perf_counter()
+        self._arrived_at: float = request.scope["state"]["arrived_at"]
 
     async def respond(self, *, stream: bool) -> Response:
         """The answer; a stream's is returned once the engine has accepted all prompts.
@@ -238,7 +238,7 @@ class Generation:
             self._serving.metrics.saw_end(event.metrics)
 
     def _note_tokens(self, choice: Choice, count: int) -> None:
-        now = time.perf_counter()
+        now = time.monotonic()
         if choice.last_token_at is not None and count:
             self._serving.metrics.saw_tokens(count, now - choice.last_token_at)
         elif count:

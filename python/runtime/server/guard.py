@@ -56,7 +56,7 @@ class Guard:
             response = error_response(_from_router(scope, error), retry_after_s=self._serving.retry_after_s())
             await response(scope, receive, exchange.send)
         finally:
-            self._serving.release_body(scope)
+            self._serving.release(scope)
             exchange.log()
 
     def _check_host(self, headers: Headers) -> None:
@@ -94,13 +94,14 @@ class _Exchange:
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
         self._send = send
-        self._started_at = time.perf_counter()
         self.status = 0
         given = Headers(scope=scope).get("x-request-id", "")
         self.id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
         # endpoints add what they know
         self.fields: dict[str, Any] = {"request_id": self.id}
         scope.setdefault("state", {})["log"] = self.fields
+        # by time.monotonic(), of the first bytes; those of a request behind another one came with that
+        scope["state"].setdefault("arrived_at", time.monotonic())
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -112,7 +113,7 @@ class _Exchange:
         await self._send(message)
 
     def log(self) -> None:
-        took_ms = (time.perf_counter() - self._started_at) * 1e3
+        took_ms = (time.monotonic() - self._scope["state"]["arrived_at"]) * 1e3
         known = {"method": self._scope["method"], "path": self._path(), "status": self.status}
         access_log.info("request", extra={"fields": {**self.fields, **known, "ms": round(took_ms, 1)}})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import h11
@@ -34,7 +35,10 @@ class DeadlineProtocol(H11Protocol):
             self._watch_headers()
 
     def data_received(self, data: bytes) -> None:
+        arrived_at = time.monotonic()
         super().data_received(data)
+        if self.scope is not None:
+            self.scope["state"].setdefault("arrived_at", arrived_at)  # its task has not run yet
         self._watch_headers()
 
     def on_response_complete(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,12 +14,14 @@ from starlette.requests import ClientDisconnect, Request
 
 from runtime.server.http_errors import HttpError
 
+T = TypeVar("T")
+
 MAX_DEPTH = 64
 # what a parser makes of a body is many times as large, and making it stops every other thread
 MAX_VALUES = 1 << 18
 MAX_CONTAINERS = 1 << 16  # arrays, objects and their keys
 
-_SMALL_BYTES = 64 << 10  # parsed on the event loop
+_SMALL_BYTES = 64 << 10  # read on the event loop
 _PIECE_BYTES = 128 << 10  # scanned without letting other threads run
 _DISCARD_BYTES, _DISCARD_S = 16 << 20, 0.5  # of a body that is refused
 
@@ -65,16 +67,22 @@ class BodyLease:
 
 
 async def read_object(
-    request: Request, lease: BodyLease, parser: Executor, *, max_bytes: int, timeout_s: float
-) -> dict[str, Any]:
-    """The JSON object in a request's body.
+    request: Request,
+    understand: Callable[[dict[str, Any]], T],
+    lease: BodyLease,
+    parser: Executor,
+    *,
+    max_bytes: int,
+    timeout_s: float,
+) -> T:
+    """What a function makes of the JSON object in a request's body.
 
     Args:
         lease: takes what arrives; the caller gives it back.
-        parser: parses what is large. One thread: parsing shares the interpreter with the event loop.
+        parser: parses and understands what is large. One thread: it shares the interpreter with the event loop.
 
     Raises:
-        HttpError: 400, 408, 413, 415 or 429.
+        HttpError: 400, 408, 413, 415 or 429; and what `understand` raises.
     """
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type != "application/json":
@@ -92,8 +100,8 @@ async def read_object(
         await _discard(stream)
         raise
     if len(body) <= _SMALL_BYTES:
-        return parse_object(body)
-    return await asyncio.get_running_loop().run_in_executor(parser, parse_object, body)
+        return understand(parse_object(body))
+    return await asyncio.get_running_loop().run_in_executor(parser, lambda: understand(parse_object(body)))
 
 
 def _length_of(request: Request) -> int:

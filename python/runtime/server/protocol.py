@@ -125,6 +125,7 @@ class Parsed:
     params: SamplingParams
     options: SubmitOptions
     ignored: list[str]  # names of unknown fields
+    has_own_deadline: bool
 
 
 def read_body(found: Mapping[str, Any], kind: type[Body]) -> tuple[Body, dict[str, Any], list[str]]:
@@ -161,6 +162,7 @@ def parse(
     for header, name in _OPTION_HEADERS.items():
         if header in headers:
             options.setdefault(name, _header_value(name, headers[header]))
+    has_own_deadline = "deadline_s" in options
     options.setdefault("deadline_s", request_timeout_s)
     if not isinstance(options.get("cache_salt", ""), str):
         raise InvalidRequestError("cache_salt", options["cache_salt"], "a text")
@@ -168,7 +170,7 @@ def parse(
         sampling["logit_bias"] = {_token_id(key): value for key, value in body.logit_bias.items()}
     if (form := output_form(body)) is not None:
         sampling["structured_outputs"] = form
-    return Parsed(SamplingParams(**{**passed, **sampling}), SubmitOptions(**options), ignored)
+    return Parsed(SamplingParams(**{**passed, **sampling}), SubmitOptions(**options), ignored, has_own_deadline)
 
 
 def _as_integer(name: str, value: Any) -> Any:

@@ -29,7 +29,7 @@ logger = get_logger(__name__)
 EXIT_FORCED = 130
 _ANSWER_TIMEOUT_S = 1.5  # for the error bodies of requests that did not finish
 _CLOSE_TIMEOUT_S = 1
-_SWITCH_INTERVAL_S = 1e-3  # what the event loop may wait for a thread that runs Python
+_SWITCH_INTERVAL_S = 2e-4  # what the event loop may wait for a thread that runs Python
 _BACKLOG = 2048
 _BUILTIN_NAME = "builtin"
 

@@ -19,6 +19,8 @@ from runtime.server.config import ServerConfig
 from runtime.server.http_errors import HttpError
 from runtime.server.json_body import BodyBudget, BodyLease, read_object
 from runtime.server.metrics import ServerMetrics
+from runtime.server.overload import MAX_WAIT_S, Overload
+from runtime.server.protocol import Parsed
 from runtime.server.tool_caller import ToolCaller
 from runtime.start_timer import StartTimer
 from runtime.tokenizer import Tokenizer
@@ -61,6 +63,7 @@ class Serving:
         self._timer = timer or StartTimer("engine")
         self._tool_caller = None if tokenizer is None else ToolCaller(config.tool_call_parser, tokenizer)
         self._busy_s = 0.0
+        self._overload = Overload(engine.queue_wait)
         self._bodies = BodyBudget(config.max_pending_body_bytes)
         self._text_threads = ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="runtime-text")
         self._json_thread = ThreadPoolExecutor(1, thread_name_prefix="runtime-json")
@@ -92,12 +95,21 @@ class Serving:
         tokenizer = self.tokenizer
         return await self.in_thread(lambda: [tokenizer.decode([t], skip_special_tokens=False) for t in token_ids])
 
-    async def read_object(self, request: Request) -> dict[str, Any]:
-        """The body of a request, within the limits; held until `release_body`."""
+    async def read_object(self, request: Request, understand: Callable[[dict[str, Any]], T]) -> T:
+        """What is understood of a request's body, within the limits; it is held until `release_body`.
+
+        Args:
+            understand: called on the event loop, or beside it when the body is large.
+        """
         config, lease = self.config, self._bodies.lease()
         request.scope["state"]["body"] = lease
         return await read_object(
-            request, lease, self._json_thread, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout
+            request,
+            understand,
+            lease,
+            self._json_thread,
+            max_bytes=config.max_body_bytes,
+            timeout_s=config.body_timeout,
         )
 
     @staticmethod
@@ -131,16 +143,28 @@ class Serving:
         waiting = max(own.get("engine", 0.0) - sum(first.values()), 0.0)  # for its process
         return [{**{f"server_{name}": s for name, s in own.items()}, "server_engine": waiting, **first}, *others]
 
-    def check_room(self, num_completions: int, deadline_s: float | None) -> None:
-        """CapacityError: so many more would be too many, or would wait for longer than they may."""
-        self.engine.check_room(num_completions)
-        for limit_s, name in ((self.config.max_queue_time, "--max-queue-time"), (deadline_s, "deadline_s")):
+    def check_room(self, scope: Scope, parsed: Parsed) -> None:
+        """CapacityError: so many more would be too many, or would wait for longer than they may. Once a request."""
+        is_overloaded = self._overload.refuses(scope["state"]["arrived_at"])  # which counts them all
+        self.engine.check_room(parsed.params.n)
+        max_wait_s, deadline_s = self.config.max_queue_time, parsed.options.deadline_s
+        for limit_s, name in ((max_wait_s, "--max-queue-time"), (deadline_s, "deadline_s")):
             if limit_s is not None and self.engine.queue_wait.exceeds(limit_s):
-                wait_s = self.engine.queue_wait.expected_s()
-                raise CapacityError(
-                    f"a request that comes now would wait {wait_s:.1f} s for its first token; {name} is {limit_s} s",
-                    hint="retry later",
-                )
+                raise self._would_wait(f"{name} is {limit_s} s")
+        if is_overloaded and max_wait_s is None and not parsed.has_own_deadline:
+            raise self._would_wait(f"more come than end, so {MAX_WAIT_S} s is the limit (deadline_s, --max-queue-time)")
+        scope["state"]["is_open"] = True
+
+    def release(self, scope: Scope) -> None:
+        """The request is over: whatever it took may be taken by others."""
+        self.release_body(scope)
+        if scope["state"].get("is_open"):
+            self._overload.end()
+
+    def _would_wait(self, limit: str) -> CapacityError:
+        wait_s = self.engine.queue_wait.expected_s()
+        message = f"a request that comes now would wait {wait_s:.1f} s for its first token; {limit}"
+        return CapacityError(message, hint="retry later")
 
     # ---- health -----------------------------------------------------------------------------
 
