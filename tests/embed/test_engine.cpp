@@ -1,9 +1,10 @@
 // What an engine does for C++ programs, on the built-in model.
+#include <regex.h>
+
 #include <atomic>
 #include <chrono>
 #include <csignal>
 #include <future>
-#include <regex>
 #include <thread>
 
 #include "engine_testing.h"
@@ -121,8 +122,16 @@ std::string AnswerOf(StructuredOutputs form) {
   return output.text;
 }
 
+// All of the text, by POSIX's extended syntax: std::regex does not compile under a sanitizer
+// without warnings.
 bool Matches(const std::string& text, const char* pattern) {
-  return std::regex_match(text, std::regex(pattern));
+  regex_t compiled;
+  EXPECT_EQ(
+      regcomp(&compiled, ("^(" + std::string(pattern) + ")$").c_str(), REG_EXTENDED | REG_NOSUB),
+      0);
+  const bool found = regexec(&compiled, text.c_str(), 0, nullptr, 0) == 0;
+  regfree(&compiled);
+  return found;
 }
 
 TEST(EngineTest, AnswersHaveTheFormThatIsAskedFor) {
@@ -130,9 +139,9 @@ TEST(EngineTest, AnswersHaveTheFormThatIsAskedFor) {
       "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 99},
                      "sure": {"type": "boolean"}}, "additionalProperties": false})";
   EXPECT_PRED2(Matches, AnswerOf({.json = kSchema}),
-               R"(\s*\{\s*"sum"\s*:\s*\d{1,2}\s*,\s*"sure"\s*:\s*(true|false)\s*\}\s*)");
+               R"(\s*\{\s*"sum"\s*:\s*[0-9]{1,2}\s*,\s*"sure"\s*:\s*(true|false)\s*\}\s*)");
   EXPECT_PRED2(Matches, AnswerOf({.json = kSchema, .disable_any_whitespace = true}),
-               R"(\{"sum":\d{1,2},"sure":(true|false)\})");
+               R"(\{"sum":[0-9]{1,2},"sure":(true|false)\})");
   EXPECT_PRED2(Matches, AnswerOf({.regex = "[a-z]{3}-[0-9]{4}"}), "[a-z]{3}-[0-9]{4}");
   EXPECT_PRED2(Matches, AnswerOf({.choice = {{"yes", "no"}}}), "yes|no");
   EXPECT_PRED2(Matches, AnswerOf({.grammar = R"(start: "<" /[0-9]/ ">")"}), "<[0-9]>");
