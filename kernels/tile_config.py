@@ -66,12 +66,17 @@ def _tables(name: str, capability: tuple[int, int]) -> list[dict[str, Any]]:
     return [table for table in tables if table["compute_capability"] == list(capability)]
 
 
-def lookup(device: torch.device, op: str, key: str) -> dict[str, Any] | None:
-    """The measured entry of `op` for this kind of device and shape class, or None."""
+def lookup(device: torch.device, op: str, *keys: str) -> dict[str, Any] | None:
+    """The measured entry of `op` for this kind of device and shape class, or None.
+
+    Args:
+        keys: of the shape class, the narrowest first; any of them of the device's own comes before another device's.
+    """
     for table in _tables(device_name(device), launch.capability(device)):
-        if key in (entries := table.get(op, {})):
-            entry: dict[str, Any] | None = entries[key]
-            return entry
+        for key in keys:
+            if key in (entries := table.get(op, {})):
+                entry: dict[str, Any] | None = entries[key]
+                return entry
     return None
 
 
@@ -91,8 +96,7 @@ def token_attention_config(
     the query heads of a KV head too."""
     row_bytes = padded_dim(head_dim) * dtype.itemsize
     rest = f"{'few' if batch <= _FEW_ROWS else 'many'}{'_deterministic' if deterministic else ''}"
-    found = lookup(device, "token_attention", f"{row_bytes}x{group}_{rest}")
-    if found := found or lookup(device, "token_attention", f"{row_bytes}_{rest}"):
+    if found := lookup(device, "token_attention", f"{row_bytes}x{group}_{rest}", f"{row_bytes}_{rest}"):
         return TokenAttentionConfig(**found)
     return TokenAttentionConfig(
         key_tile=default_key_tile(head_dim, dtype),

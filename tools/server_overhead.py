@@ -16,12 +16,11 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from runtime.bench.load.spawn import SpawnedServer
 from runtime.bench.rows import append_row, environment
 
 STREAMS = {64: 256, 512: 1024}  # at once: requests
@@ -30,15 +29,6 @@ MAX_P99_MS = {64: 25.0}
 KEPT = ("requests", "succeeded", "errors", "refused_429", "s", "tok_s", "ttft_p50_ms", "ttft_p99_ms", "client_cpu_pct")
 
 Row = dict[str, Any]
-
-
-def wait_for_url(log: Path, server: subprocess.Popen[bytes]) -> str:
-    while server.poll() is None:
-        for line in log.read_text().splitlines():
-            if line.startswith("serving "):
-                return line.rsplit(" ", 1)[1]
-        time.sleep(0.05)
-    raise SystemExit(f"the server did not start: {log.read_text()}")
 
 
 def load(url: str, num_streams: int, num_requests: int) -> Row:
@@ -51,26 +41,19 @@ def load(url: str, num_streams: int, num_requests: int) -> Row:
     return found
 
 
-def overheads_ms(log: Path, count: int) -> Iterator[float]:
+def overheads_ms(log: list[str], count: int) -> Iterator[float]:
     """Of the last so many requests."""
-    entries = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    entries = [json.loads(line) for line in log if line.startswith("{")]
     for entry in [entry for entry in entries if "engine_ttft_ms" in entry][-count:]:
         yield entry["ttft_ms"] - entry["engine_ttft_ms"]
 
 
 def measure(num_streams: int, num_requests: int) -> Row:
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        flags = ["--port", "0", "--log-level", "info", "--log-format", "json"]
-        with log.open("wb") as stream:
-            server = subprocess.Popen([sys.executable, "-m", "runtime", "serve", *flags], stderr=stream)
-        try:
-            row = load(wait_for_url(log, server), num_streams, num_requests)
-            server.terminate()
-            server.wait(60)
-            found = list(overheads_ms(log, num_requests))
-        finally:
-            server.kill()
+    flags = ["--log-level", "info", "--log-format", "json"]
+    server = SpawnedServer({}, flags=flags, num_kept_lines=None)
+    with server:
+        row = load(server.url, num_streams, num_requests)
+    found = list(overheads_ms(server.lines, num_requests))
     head = {"engine": "runtime", "model": "builtin", "tp": 1, "scenario": f"server_overhead_c{num_streams}"}
     shape = {"in": PROMPT_LEN, "out": OUTPUT_LEN, "concurrency": num_streams}
     overhead = {f"overhead_p{p}_ms": round(statistics.quantiles(found, n=100)[p - 1], 1) for p in (50, 99)}

@@ -74,6 +74,18 @@ def test_what_a_table_lacks_is_that_of_the_generation(device):
     assert found == [{"n": 1}, {"n": 4}, None, None]  # of c the library was measured to be best
 
 
+def test_another_devices_narrower_class_does_not_come_before_the_devices_own(device):
+    entries = [dict(key_tile=n, num_warps=4, num_stages=3, programs_per_sm=2, min_share=1) for n in (16, 32, 64)]
+    own = {"256x2_many": entries[0], "256_many": entries[1]}
+    others = {"256x1_many": entries[2], "256x1_few": entries[2]}
+    gpu = device("NVIDIA X", {"NVIDIA_X": {"token_attention": own}, "NVIDIA_Y": {"token_attention": others}})
+
+    def key_tile(group, batch):
+        return tile_config.token_attention_config(gpu, 128, torch.bfloat16, group, batch, False).key_tile
+
+    assert [key_tile(2, 64), key_tile(1, 64), key_tile(1, 8)] == [16, 32, 64]
+
+
 def test_the_tool_makes_the_committed_limits_of_the_committed_rows(tmp_path):
     measured = ROOT / "docs" / "benchmarks" / "allreduce.jsonl"
     command = [sys.executable, ROOT / "tools" / "tune_all_reduce.py", "--out", tmp_path, "--rows", measured]

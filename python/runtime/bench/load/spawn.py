@@ -28,19 +28,26 @@ class SpawnedServer:
         arguments: of the engine, by name; None and defaults may be left out.
         flags: further ones of `runtime serve`.
         start_timeout_s: until it must be ready.
+        num_kept_lines: of what it says on standard error, the last so many; None: all.
 
     Raises:
         ConfigError: from `__enter__`: it ended, or was not ready in time; with its last line.
     """
 
     def __init__(
-        self, arguments: Mapping[str, Any], *, flags: Sequence[str] = (), start_timeout_s: float = 600.0
+        self,
+        arguments: Mapping[str, Any],
+        *,
+        flags: Sequence[str] = (),
+        start_timeout_s: float = 600.0,
+        num_kept_lines: int | None = _NUM_KEPT_LINES,
     ) -> None:
         self.url = ""
         self.command = [sys.executable, "-m", "runtime", "serve", *_as_flags(arguments), "--port", "0", *flags]
         self._start_timeout_s = start_timeout_s
-        self._lines: collections.deque[str] = collections.deque(maxlen=_NUM_KEPT_LINES)
+        self._lines: collections.deque[str] = collections.deque(maxlen=num_kept_lines)
         self._is_ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, name="runtime-spawned", daemon=True)
         self._process: subprocess.Popen[str]
 
     @property
@@ -48,11 +55,16 @@ class SpawnedServer:
         """Of the server; that of its engine is a child's."""
         return self._process.pid
 
+    @property
+    def lines(self) -> list[str]:
+        """What it has said, without line ends; all of it once it has ended."""
+        return list(self._lines)
+
     def __enter__(self) -> SpawnedServer:
         self._process = subprocess.Popen(
             self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        threading.Thread(target=self._read, name="runtime-spawned", daemon=True).start()
+        self._reader.start()
         try:
             deadline = time.monotonic() + self._start_timeout_s
             in_time = self._is_ready.wait(self._start_timeout_s)
@@ -94,6 +106,7 @@ class SpawnedServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._reader.join(_END_TIMEOUT_S)
 
     def _read(self) -> None:
         assert self._process.stderr is not None
