@@ -242,11 +242,11 @@ def test_a_step_in_parts_gives_the_logits_of_the_whole(tiny, rows, sequences, na
     """Parts that divide a prompt, with sums that are made late, in prefills alone and beside decodes."""
     monkeypatch.setattr(token_parts, "MIN_TOKENS", 4)
     monkeypatch.setattr(token_parts, "_ALIGNMENT", 8)
-    divided = []
+    divided, folder = [], tiny(name).folder
 
     def work(group):
         model = load_model(
-            tiny(name).folder,
+            folder,
             max_total_token_num=256,
             tp_rank=group.rank,
             world_size=group.size,
