@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from runtime.basemodel import load_model
 from runtime.errors import ConfigError, ModelFormatError, ModelNotFoundError
-from runtime.loader import Checkpoint, read_config
+from runtime.loader import Checkpoint, DummyCheckpoint, read_config
 
 CONFIG = {
     "model_type": "llama",
@@ -120,6 +120,18 @@ def test_harmless_extras_are_accepted(folder):
     del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors")
     assert torch.equal(logits(load(folder)), tied) and not torch.equal(tied, expected)
+
+
+def test_dummy_tensors_are_parts_of_the_same_whole_in_memory_of_their_own():
+    checkpoint = DummyCheckpoint({"a": ((6, 4), 0.0), "b": ((8, 4), 1.0)}, seed=3)
+
+    def read(name, rows):
+        return checkpoint.read(name, (rows, slice(None)), dtype=torch.float32, device=torch.device("cpu"))
+
+    whole, part, other = read("a", slice(0, 6)), read("a", slice(2, 4)), read("b", slice(0, 8))
+    assert torch.equal(part, whole[2:4]) and other.mean() > 0.9
+    assert [one.untyped_storage().nbytes() for one in (whole, part, other)] == [96, 32, 128]
+    assert torch.equal(whole, read("a", slice(0, 6)))
 
 
 def test_dummy_weights_need_config_json_only(folder):

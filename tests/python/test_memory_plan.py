@@ -17,6 +17,7 @@ from runtime.engine import device as device_module
 from runtime.engine import loading, memory_use
 from runtime.engine.device import GIB, Device, resolve_device
 from runtime.engine.device_bytes import CachingAllocator, DeviceBytes
+from runtime.engine.memory_needs import meta_model
 from runtime.engine.memory_plan import plan_memory
 from runtime.errors import CapacityError, ConfigError, DeviceNotFoundError, ModelFormatError
 
@@ -155,6 +156,25 @@ def test_tensors_count_while_they_live():
     assert counted.allocator.allocated == 4 * MIB  # the view holds the memory
     del view
     assert counted.allocator.allocated == 0
+
+
+@pytest.mark.parametrize("name, size", [("llama-3.1-8b", 1), ("llama-3.1-8b", 4), ("llama-3.1-70b", 4)])
+def test_loading_leaves_little_that_cannot_be_given_back(name, size):
+    config = EngineConfig(
+        model=str(CONFIGS / name), load_format="dummy", tensor_parallel_size=size, device="cuda", block_size=64
+    )
+    with DeviceBytes() as counted:
+        model = meta_model(config, h200())
+    allocator = counted.allocator
+    assert allocator.allocated >= model.memory.weight_bytes and allocator.stuck < 300 * MIB
+
+
+def test_a_segment_in_use_in_part_is_stuck():
+    allocator = CachingAllocator()
+    allocator.free(allocator.allocate(64 * MIB))
+    assert allocator.stuck == 0
+    allocator.allocate(24 * MIB)
+    assert allocator.stuck == 40 * MIB
 
 
 # ---- what is refused ------------------------------------------------------------------------

@@ -41,6 +41,12 @@ class CachingAllocator:
         self.reserved = self.allocated = self.peak = 0
         self._free: list[Block] = []
 
+    @property
+    def stuck(self) -> int:
+        """Free bytes in segments of which a part is in use: emptying the cache does not give them back."""
+        whole = sum(block.num_bytes for block in self._free if block.before is None and block.after is None)
+        return self.reserved - self.allocated - whole
+
     def allocate(self, num_bytes: int) -> Block:
         size = max(-(-num_bytes // _ROUNDING), 1) * _ROUNDING
         is_small = size <= _SMALL_SIZE
