@@ -103,7 +103,7 @@ def test_the_field_is_the_same_table_for_two_engines(bench, tiny_llama):
     for mine, other in zip(ours, theirs):
         same = ("model", "tp", "scenario", "scale", "batch", "in", "out", "dtype", "counted", "device")
         assert [mine.get(name) for name in same] == [other.get(name) for name in same] and mine["scale"] == 64
-        assert mine.keys() - other.keys() <= {"submit_s", "settings"} and not other.keys() - mine.keys()
+        assert mine.keys() - other.keys() <= {"submit_s", "first_step_s", "settings"} and not other.keys() - mine.keys()
         name = "tpot_ms" if "tpot_ms" in mine else "s"
         assert mine[name] > 0 and other[name] > 0
     assert (ours[0]["engine"], theirs[0]["engine"]) == ("runtime", "transformers")

@@ -146,6 +146,13 @@ class TestPrediction:
         assert error(1.0)[0] > 0.1
         assert np.abs(error(0.3)).max() < 0.03
 
+    def test_who_came_before_the_first_step_computes_a_shared_prefix_side_by_side(self, virtual):
+        times = calibrate(virtual / "steps.jsonl", tile_tokens=tile_tokens(LLAMA_8B))
+        settings = VirtualEngine("prefix_512").settings
+        alone, together = (predict("prefix_512", times, settings, 0.14, wait).figures for wait in (0.0, 0.005))
+        assert alone["computed_tokens"] + 3 * 2048 <= together["computed_tokens"]
+        assert alone["duration_s"] < together["duration_s"]
+
     def test_what_was_not_measured_is_refused(self, virtual, tmp_path, capsys):
         log, rows = virtual / "steps.jsonl", virtual / "rows.jsonl"
         verb = ["bench", "simulation", "--step-log", log, "--rows", rows]
@@ -230,6 +237,7 @@ class TestStepLog:
             "num_steps_in_flight": 1,
         }
         assert 0 < row["ttft_p50_ms"] <= row["ttft_p99_ms"] and 0 <= row["submit_s"] <= row["s"]
+        assert 0 <= row["first_step_s"] <= row["ttft_p50_ms"] / 1e3
 
     def test_a_log_that_cannot_be_written_is_refused(self, tmp_path, capsys):
         verb = ["bench", "suite", "--scenarios", "decode_b1", "--device", "cpu", "--step-log"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,21 @@ CALIBRATED_ON = ("decode_b64", "fixed_1024")
 PREDICTED = ("mixed_256", "prefix_512")
 _MEASURED = ("s", "ttft_p99_ms", "submit_s", "settings")
 _NANOSECONDS = 1e9
+# of a row that does not say when its first step was planned: the thread that submits keeps the interpreter so long
+_HANDOVER_S = sys.getswitchinterval()
 
 
-def trace_of(requests: Sequence[Request], submit_s: float = 0.0) -> npt.NDArray[Any]:
+def trace_of(requests: Sequence[Request], submit_s: float = 0.0, first_step_s: float = 0.0) -> npt.NDArray[Any]:
     """The requests as a trace, in their order; dtype `_core.simulated_request`.
 
     Args:
         submit_s: from the first arrival to the last, at even steps: an engine starts before all have been submitted.
+        first_step_s: when the first step was planned; who came until then is there at the start. Of requests that share
+            a prefix, those that step takes compute it side by side.
     """
     trace = np.zeros(len(requests), dtype=_core.simulated_request)
-    trace["arrival_ns"] = np.linspace(0.0, submit_s * _NANOSECONDS, len(requests)).astype(np.int64)
+    arrival_s = np.linspace(0.0, submit_s, len(requests))
+    trace["arrival_ns"] = np.where(arrival_s > first_step_s, arrival_s * _NANOSECONDS, 0.0).astype(np.int64)
     trace["prefix_id"] = [one.prefix_id if one.shared_len else -1 for one in requests]
     trace["prefix_len"] = [one.shared_len for one in requests]
     trace["prompt_len"] = [one.input_len for one in requests]
@@ -38,13 +44,16 @@ def trace_of(requests: Sequence[Request], submit_s: float = 0.0) -> npt.NDArray[
     return trace
 
 
-def predict(scenario: str, times: StepTimes, settings: dict[str, Any], submit_s: float = 0.0) -> Report:
+def predict(
+    scenario: str, times: StepTimes, settings: dict[str, Any], submit_s: float = 0.0, first_step_s: float = 0.0
+) -> Report:
     """One scenario under the virtual clock.
 
     Args:
         settings: arguments of `runtime.simulation.Settings`, as a measured row has them.
     """
-    return simulate(trace_of(requests_of(scenario), submit_s), Settings(step_times=times, **settings))
+    trace = trace_of(requests_of(scenario), submit_s, first_step_s)
+    return simulate(trace, Settings(step_times=times, **settings))
 
 
 def compare(
@@ -95,9 +104,12 @@ def compare(
 
 def _beside_prediction(measured: Row, times: StepTimes) -> Row:
     """Seconds and TTFT of a measured scenario, what the simulator says of them, and its errors."""
-    figures = predict(measured["scenario"], times, measured["settings"], measured["submit_s"]).figures
+    first_step_s = measured.get("first_step_s", _HANDOVER_S)
+    starts = measured["submit_s"], first_step_s
+    figures = predict(measured["scenario"], times, measured["settings"], *starts).figures
     seconds, ttft_ms = figures["duration_s"], figures["ttft_ms"]["p99"]
     return {
+        "first_step_s": first_step_s,
         "measured_s": measured["s"],
         "s": round(seconds, 4),
         "error_pct": _error_pct(seconds, measured["s"]),

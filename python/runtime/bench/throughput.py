@@ -20,7 +20,8 @@ _NUM_WARM_UP = 16  # requests
 def measure(engine: BenchEngine, scenario: Offline, repeat: int = 3, after_run: Callable[[], object] = nothing) -> Row:
     """Medians of `repeat` runs after one to warm up: seconds, tokens per second as the scenario counts them, and TTFT.
 
-    `settings` and `submit_s` are what a simulation of the same run needs; see `runtime.bench.simulation`.
+    `settings`, `submit_s` and `first_step_s` are what a simulation of the same run needs; see
+    `runtime.bench.simulation`.
 
     Args:
         after_run: called after each run that counts.
@@ -37,8 +38,7 @@ def measure(engine: BenchEngine, scenario: Offline, repeat: int = 3, after_run: 
     row: Row = {"dtype": engine.dtype, "s": round(seconds, 4), **_rate(scenario, seconds), **_ttft_ms(runs)}
     row["runs"] = {"s": [round(_seconds(times), 4) for times in runs]}
     if engine.settings:
-        submit_s = statistics.median(times[-1].sent_s - times[0].sent_s for times in runs)
-        row |= {"submit_s": round(submit_s, 4), "settings": dict(engine.settings)}
+        row |= {**_starts(runs), "settings": dict(engine.settings)}
     limit_s = offline_limit_s(engine, scenario)
     if limit_s is not None:
         row |= {"limit": round(scenario.num_tokens() / limit_s, 1), "pct_of_limit": round(100 * limit_s / seconds, 1)}
@@ -59,6 +59,14 @@ def open_loop(engine: BenchEngine, scenario: Offline) -> Row:
     for name, values in (("ttft", ttft_s(times)), ("tpot", tpot_s(times)), ("e2e", e2e_s(times))):
         row |= percentiles_ms(name, values)
     return row | itl_figures(times)
+
+
+def _starts(runs: Sequence[Sequence[RequestTimes]]) -> dict[str, float]:
+    """From the first request's submission to the last one's, and to the first step's plan."""
+    submit_s = statistics.median(times[-1].sent_s - times[0].sent_s for times in runs)
+    scheduled = [[one.scheduled_s for one in times if one.scheduled_s is not None] for times in runs]
+    first_step_s = statistics.median(min(found) - times[0].sent_s for found, times in zip(scheduled, runs))
+    return {"submit_s": round(submit_s, 4), "first_step_s": round(first_step_s, 4)}
 
 
 def _seconds(times: Sequence[RequestTimes]) -> float:

@@ -51,6 +51,7 @@ class RequestTimes:
         first_s: of the first token; None: the engine does not say.
         last_s: of the last token.
         token_s: of every token; empty where they were not asked for.
+        scheduled_s: when a step first took it; None: the engine does not say.
     """
 
     sent_s: float
@@ -58,6 +59,7 @@ class RequestTimes:
     first_s: float | None
     last_s: float
     token_s: Sequence[float] = ()
+    scheduled_s: float | None = None
 
 
 class BenchEngine(Protocol):

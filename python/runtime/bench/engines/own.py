@@ -92,4 +92,5 @@ def _times(request: TimedRequest, sent_s: float, handle: RequestHandle, token_s:
     metrics = handle.result().metrics
     due_s = sent_s if request.arrival_s is None else request.arrival_s
     first_s = None if metrics.ttft_s is None else sent_s + metrics.ttft_s
-    return RequestTimes(sent_s, due_s, first_s, sent_s + (metrics.e2e_s or 0.0), token_s)
+    scheduled_s = None if metrics.queue_s is None else sent_s + metrics.queue_s
+    return RequestTimes(sent_s, due_s, first_s, sent_s + (metrics.e2e_s or 0.0), token_s, scheduled_s)
