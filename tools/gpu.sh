@@ -4,8 +4,8 @@
 #   tools/gpu.sh [--out DIR] [--minutes N] [--models NAMES] [PART...]
 #
 # Parts, in this order: build start_tests tests memcheck racecheck tune kernels bench deterministic embedding simulation
-# serve; default: all but memcheck and racecheck, which need the CUDA toolkit's compute-sanitizer, and `serve` (HTTP
-# beside offline, and starts), which needs the packages of the extra `server`. `embedding` needs a C++ compiler, the
+# serve; default: all but memcheck and racecheck (the CUDA toolkit's compute-sanitizer over the kernel tests), and but
+# `serve` (HTTP beside offline, and starts), which needs the packages of the extra `server`. `embedding` needs a C++ compiler, the
 # shared library of python3 and room for two engines: on less than 120 GB, EMBEDDING_KV_BYTES below its 32 GiB each.
 # These take one GPU, so CUDA_VISIBLE_DEVICES lets two runs share a machine. Over all the GPUs that there are, two or
 # more: ranks (tests), allreduce (limits by size), tune_ranks (matrix kernels for shares of the weights), tp (the
@@ -43,13 +43,15 @@ mkdir -p "$out"
 out=$(realpath "$out")
 export TRITON_CACHE_DIR=$PWD/build/triton-cache PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
 failed=()
+trap 'kill $(jobs -p) 2>/dev/null; exit 143' TERM INT # each part is a process group of its own
 
 run() { # run NAME SECONDS COMMAND...: also into a log; what fails is remembered and the rest still runs
   local name=$1 limit=$2 started=$SECONDS
   shift 2
   echo "::: $name"
-  timeout "$limit" "$@" 2>&1 | tee "$out/$name.log"
-  local status=${PIPESTATUS[0]}
+  timeout "$limit" "$@" <&0 > >(tee "$out/$name.log") 2>&1 &
+  wait $!
+  local status=$?
   [ "$status" -eq 0 ] || failed+=("$name")
   echo "::: $name: $((SECONDS - started)) s, exit status $status"
 }
@@ -62,15 +64,19 @@ part_tests() {
   run tests 420 python3 -m pytest -q -m gpu -n 8 --tb=short -p no:cacheprovider --ignore tests/python/test_start_gpu.py \
     --ignore tests/python/test_tp_group.py --ignore tests/python/test_ranks_gpu.py tests/kernels tests/models tests/python
 }
-part_memcheck() { sanitize memcheck; }
-part_racecheck() { sanitize racecheck; }
-sanitize() { # sanitize TOOL: the kernel tests in 16 processes; after `tests`, which leaves compiled kernels behind
+part_memcheck() { sanitize memcheck 1000; }
+part_racecheck() { sanitize racecheck 1; } # it is some ten times slower
+sanitize() { # sanitize TOOL CASES: so many cases of each kernel test, in 16 processes; after `tests`, which compiles
   local shards=$out/$1-shards
-  mkdir -p "$shards"
-  python3 -m pytest -q -m gpu --collect-only -p no:cacheprovider tests/kernels | grep :: | split -n r/16 - "$shards/"
+  rm -rf "$shards" && mkdir -p "$shards"
+  python3 -m pytest -q -m gpu --collect-only -p no:cacheprovider tests/kernels | grep :: |
+    awk -F'[' -v cases="$2" 'seen[$1]++ < cases' | split -n r/16 - "$shards/"
   # without torch's allocator, which hands out memory that the tool takes for valid
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$1" 420 xargs -P 16 -I '{}' compute-sanitizer --tool "$1" --error-exitcode 1 \
-    --print-limit 20 python3 -m pytest -q --tb=short -p no:cacheprovider '@{}' < <(find "$shards" -type f)
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$1" 420 xargs -P 16 -I '{}' bash -c 'compute-sanitizer --tool "$1" \
+    --error-exitcode 1 --print-limit 20 python3 -m pytest -v --tb=short -p no:cacheprovider "@$2" >"$2.log" 2>&1
+    status=$?
+    echo "$(basename "$2"): exit status $status: $(grep -E "ERROR SUMMARY|passed|failed" "$2.log" | xargs)"
+    exit $status' _ "$1" '{}' < <(find "$shards" -type f)
 }
 num_gpus() { python3 -c 'import torch; print(torch.cuda.device_count())'; }
 part_ranks() { # groups of processes, one GPU each; several groups at a time
