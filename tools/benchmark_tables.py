@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,12 @@ UNUSUAL = {"deterministic", "overlap", "nccl_max_ctas", "gap_p50_us"}
 MODELS = ("llama-3.1-8b", "qwen3-0.6b", "bloom-7b1")
 IN_README = ("llama-3.1-8b",)
 H200, H100 = FILES = ("gpu.jsonl", "gpu_h100.jsonl")
+SHOWN_KERNELS = {
+    "token_attention": "",
+    "context_attention": "",
+    "linear": "M=1$|all of one step",
+    "sample": "256 x",
+}  # patterns of their cases
 Row = dict[str, Any]
 
 
@@ -32,8 +39,9 @@ def rows(name: str) -> list[Row]:
 
 
 def usual(name: str = H200) -> list[Row]:
-    """What scenarios took with the engine's defaults."""
-    return [row for row in rows(name) if "scenario" in row and not UNUSUAL & row.keys()]
+    """What scenarios took with the engine's defaults, when they were last measured."""
+    found = [row for row in rows(name) if "scenario" in row and not UNUSUAL & row.keys()]
+    return list({(row["model"], row["tp"], row["scenario"]): row for row in found}.values())
 
 
 def figure(row: Row) -> str:
@@ -88,13 +96,18 @@ def deterministic() -> Iterator[str]:
     yield "| device | model | scenario | usual | deterministic | cost |"
     yield "|---|---|---|---|---|---|"
     for name in FILES:
-        others = {(row["model"], row["scenario"]): row for row in usual(name) if row["tp"] == 1}
-        for row in rows(name):
+        runs = [row for row in rows(name) if row["tp"] == 1 and not (UNUSUAL - {"deterministic"}) & row.keys()]
+        others = {_run_of(row): row for row in runs if "deterministic" not in row}
+        for row in runs:
             if "deterministic" in row:
-                other = others[row["model"], row["scenario"]]
+                other = others[_run_of(row)]
                 key = "tpot_ms" if "tpot_ms" in row else "s"
                 figures = f"{figure(other)} | {figure(row)} | {100 * (row[key] / other[key] - 1):.0f} %"
                 yield f"| {row['device']} | {row['model']} | `{row['scenario']}` | {figures} |"
+
+
+def _run_of(row: Row) -> tuple[str, ...]:
+    return row["model"], row["scenario"], row["commit"]
 
 
 def ranks() -> Iterator[str]:
@@ -120,6 +133,25 @@ def allreduce() -> Iterator[str]:
         yield f"| {row['tp']} | {row['bytes'] >> 10} KiB | {times} |"
 
 
+def kernels() -> Iterator[str]:
+    """The kernels that a step spends its time in, when they were last measured on an H200."""
+    measured = [row for row in rows("kernels.jsonl") if row["device"] == "NVIDIA H200"]
+    found = {(row["op"], row["case"], row["deterministic"]): row for row in measured}
+    yield "| kernel | case | time | of a copy's bandwidth | TFLOP/s | cuBLAS, torch's attention | deterministic |"
+    yield "|---|---|---|---|---|---|---|"
+    for (op, case, deterministic), row in found.items():
+        if not deterministic and re.search(SHOWN_KERNELS.get(op, "^$"), case):
+            share = f"{row['pct_of_copy']:.0f} %" if "pct_of_copy" in row and op != "sample" else ""
+            flops = f"{row['tflop_s']:.0f}" if op == "context_attention" else ""
+            library = _microseconds(row.get("library_us"))
+            other = _microseconds(found.get((op, case, True), {}).get("us"))
+            yield f"| {op} | {case} | {_microseconds(row['us'])} | {share} | {flops} | {library} | {other} |"
+
+
+def _microseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f} us"
+
+
 def filled(page: str) -> str:
     """The page with what stands between the markers made anew."""
     parts = {
@@ -130,6 +162,7 @@ def filled(page: str) -> str:
         "deterministic": deterministic(),
         "ranks": ranks(),
         "allreduce": allreduce(),
+        "kernels": kernels(),
     }
     for name, lines in parts.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"

@@ -120,7 +120,7 @@ part_tune() {
   cp "$out"/NVIDIA*.json kernels/configs/
 }
 part_kernels() {
-  run kernels 240 python3 -m runtime.bench.kernels --commit "${SOURCE_COMMIT:-}" --out "$out/kernels.jsonl"
+  run kernels 240 python3 -m runtime.bench.kernels --out "$out/kernels.jsonl"
 }
 decode=decode_b1,decode_b8,decode_b64,decode_b256
 part_bench() {

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
 
 from ..errors import ConfigError, DeviceNotFoundError, did_you_mean
 from ..kernels.context_attention import context_attention
@@ -39,8 +37,7 @@ from .kernel_cases import (
     weight_sets,
 )
 from .kernels_rowwise import rowwise_rows
-
-Row = dict[str, Any]
+from .rows import Row, environment
 
 OPS = ("token_attention", "context_attention", "linear", "rowwise")
 DTYPE = torch.bfloat16
@@ -198,15 +195,7 @@ def _print_row(row: Row) -> None:
     print(f"{name:62}", *figures, flush=True)
 
 
-def environment(commit: str) -> Row:
-    """What a row must name for its figure to mean something."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
-    if torch.version.cuda:
-        versions["cuda"] = torch.version.cuda
-    return {"device": torch.cuda.get_device_name(), "versions": versions, "commit": commit}
-
-
-def measure(model: str, ops: Sequence[str], commit: str) -> Iterator[Row]:
+def measure(model: str, ops: Sequence[str]) -> Iterator[Row]:
     """The rows of some of `OPS` at the shapes of one of `MODELS`.
 
     Raises:
@@ -220,7 +209,7 @@ def measure(model: str, ops: Sequence[str], commit: str) -> Iterator[Row]:
     if not torch.cuda.is_available():
         raise DeviceNotFoundError("kernels are timed on a CUDA device, and torch sees none")
     torch.manual_seed(0)
-    common = environment(commit)
+    common = environment("cuda")
     for row in _rows(model, ops, torch.device("cuda")):
         yield {**row, **common}
 
@@ -230,11 +219,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", "--json", type=Path, help="file that gets one JSON object a line")
     parser.add_argument("--only", default=",".join(OPS), help="ops, with commas between")
     parser.add_argument("--model", default="llama-3.1-8b", help=", ".join(MODELS))
-    parser.add_argument("--commit", default="", help="named in each row")
     args = parser.parse_args(argv)
     rows: list[Row] = []
     try:
-        for row in measure(args.model, args.only.split(","), args.commit):
+        for row in measure(args.model, args.only.split(",")):
             rows.append(row)
             _print_row(row)
             if args.out:

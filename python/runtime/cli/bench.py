@@ -198,7 +198,7 @@ def _kernels(args: argparse.Namespace) -> Iterator[Row]:
     from runtime.bench import kernels
 
     ops = args.only.split(",") if args.only else kernels.OPS
-    yield from kernels.measure(args.model, ops, _environment("cpu")["commit"] or "")
+    yield from kernels.measure(args.model, ops)
 
 
 def _simulated(args: argparse.Namespace) -> Row:
