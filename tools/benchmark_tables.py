@@ -41,7 +41,11 @@ def rows(name: str) -> list[Row]:
 def usual(name: str = H200) -> list[Row]:
     """What scenarios took with the engine's defaults, when they were last measured."""
     found = [row for row in rows(name) if "scenario" in row and not UNUSUAL & row.keys()]
-    return list({(row["model"], row["tp"], row["scenario"]): row for row in found}.values())
+    return list({_key(row): row for row in found}.values())
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["model"], row["tp"], row["scenario"]
 
 
 def figure(row: Row) -> str:
@@ -110,15 +114,27 @@ def _run_of(row: Row) -> tuple[str, ...]:
     return row["model"], row["scenario"], row["commit"]
 
 
+def aims() -> Iterator[str]:
+    """What each scenario is still from what it is to reach."""
+    ours = {_key(row): row for row in usual()}
+    yield "| model | devices | scenario | measured | aim | from it |"
+    yield "|---|---|---|---|---|---|"
+    for aim in rows("aims.jsonl"):
+        row = ours[_key(aim)]
+        name = next(key for key in ("tpot_ms", "tok_s", "s") if key in aim)
+        away = f"{100 * (row[name] / aim[name] - 1):+.0f} %"
+        yield f"| {aim['model']} | {aim['tp']} | `{aim['scenario']}` | {figure(row)} | {figure(aim)} | {away} |"
+
+
 def ranks() -> Iterator[str]:
     """Models that several devices hold together."""
-    peers = {(row["model"], row["tp"], row["scenario"]): row for row in rows("peers.jsonl")}
+    peers = {_key(row): row for row in rows("peers.jsonl")}
     ours = [row for row in usual() if row["tp"] > 1]
     devices = " and ".join(sorted({row["device"] for row in ours}))
     yield f"| model | devices | scenario | {devices} | vLLM 0.23.0, NVIDIA H200 |"
     yield "|---|---|---|---|---|"
     for row in ours:
-        peer = peers.get((row["model"], row["tp"], row["scenario"]))
+        peer = peers.get(_key(row))
         theirs = figure(peer) if peer else ""
         yield f"| {row['model']} | {row['tp']} | `{row['scenario']}` | {figure(row)} | {theirs} |"
 
@@ -163,6 +179,7 @@ def filled(page: str) -> str:
         "ranks": ranks(),
         "allreduce": allreduce(),
         "kernels": kernels(),
+        "aims": aims(),
     }
     for name, lines in parts.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"
