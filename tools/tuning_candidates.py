@@ -136,14 +136,18 @@ def linear_candidates(model: str, num_ranks: int = 1) -> Iterator[Candidate]:
         yield from (Candidate(problem, config) for config in _deterministic_configs(bucket, num_out, num_in))
 
 
-def _token_attention_configs(deterministic: bool) -> Iterator[tuple[tuple[str, Any], ...]]:
+def _token_attention_configs(size: str, deterministic: bool) -> Iterator[tuple[tuple[str, Any], ...]]:
     grids = [
-        *[(64, 4, 3, 2), (64, 4, 5, 1), (64, 4, 2, 3), (64, 2, 3, 2), (64, 2, 2, 3), (64, 8, 3, 2), (128, 4, 3, 1)],
-        *[(32, 4, 4, 3), (32, 2, 4, 3), (32, 2, 3, 4), (32, 1, 3, 4), (32, 2, 2, 6), (16, 1, 4, 6), (16, 1, 3, 8)],
+        *[(64, 4, 3, 2), (64, 4, 5, 1), (64, 4, 2, 3), (64, 2, 3, 2), (64, 2, 2, 3), (64, 2, 2, 4), (64, 8, 3, 2)],
+        *[(32, 4, 4, 3), (32, 2, 4, 3), (32, 2, 3, 4), (32, 2, 3, 5), (32, 1, 3, 4), (32, 2, 2, 6), (128, 4, 3, 1)],
+        *[(16, 1, 4, 6), (16, 1, 3, 8)],
     ]
+    # of few rows each program has a tile or none: longer shares leave fewer partial answers to add up
+    shares = [1, 2, 4, 8] if size == "few" else [1, 2]
     if deterministic:  # its tile of keys is fixed
         grids = [(64, *rest) for rest in ((4, 3, 2), (4, 4, 2), (4, 2, 3), (2, 3, 2), (2, 2, 3), (8, 3, 2), (4, 5, 1))]
-    for (key_tile, warps, stages, programs), min_share in itertools.product(grids, (1,) if deterministic else (1, 2)):
+        shares = [1]
+    for (key_tile, warps, stages, programs), min_share in itertools.product(grids, shares):
         values = dict(key_tile=key_tile, num_warps=warps, num_stages=stages, programs_per_sm=programs)
         yield tuple({**values, "min_share": min_share}.items())
 
@@ -168,7 +172,7 @@ def attention_candidates(model: str) -> Iterator[Candidate]:
     for deterministic in (False, True):
         mode = "_deterministic" if deterministic else ""
         for size, shapes in token_shapes.items():
-            for shape, config in itertools.product(shapes, _token_attention_configs(deterministic)):
+            for shape, config in itertools.product(shapes, _token_attention_configs(size, deterministic)):
                 key = f"{row_and_group}_{size}{mode}"
                 yield Candidate(Problem("token_attention", key, model, shape, deterministic), config)
         key = row_bytes + mode
