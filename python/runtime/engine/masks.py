@@ -109,17 +109,18 @@ class MaskedSteps:
 
     def _fill(self, masks: Words, constraints: Sequence[Constraint]) -> dict[int, Exception]:
         """Mask i is that of constraint i; the errors, by i."""
-        is_parallel = len(constraints) >= MIN_PARALLEL and not self._was_slow and self._has_cores
+        pairs = [(c.matcher, i) for i, c in enumerate(constraints) if c.matcher is not None]
+        is_parallel = len(pairs) >= MIN_PARALLEL and not self._was_slow and self._has_cores
         self._was_slow = False
         if is_parallel:
             started = time.perf_counter()
-            pairs = [(constraint.matcher, i) for i, constraint in enumerate(constraints)]
             self._executor.unsafe_compute_mask_ptr(pairs, masks.ctypes.data, masks.strides[0], len(masks))
             self._was_slow = time.perf_counter() - started > _SLOW_S
         errors: dict[int, Exception] = {}
         for i, constraint in enumerate(constraints):
             try:
-                constraint.narrow(masks[i]) if is_parallel else constraint.fill(masks[i])
+                is_filled = is_parallel and constraint.matcher is not None
+                constraint.narrow(masks[i]) if is_filled else constraint.fill(masks[i])
             except Exception as error:
                 errors[i] = error
         return errors
