@@ -180,6 +180,9 @@ def test_what_they_leave_nothing_of_is_refused(llm):
     a, b = llm.tokenizer.token_to_id("a"), llm.tokenizer.token_to_id("b")
     with pytest.raises(InvalidRequestError, match="no token that bad_words and min_tokens leave"):
         llm.submit("the", SamplingParams(allowed_token_ids=[a, b], bad_words=["a", "b"]))
+    # an end that is ignored is a token like others, also before min_tokens
+    alternate = SamplingParams(allowed_token_ids=[1, a], bad_words=["aa"], ignore_eos=True, min_tokens=8, max_tokens=8)
+    assert 1 in llm.generate("the", alternate)[0].outputs[0].token_ids
     with pytest.raises(
         InvalidRequestError, match="after 1 tokens no token is allowed by both allowed_token_ids and bad_w"
     ):
