@@ -59,8 +59,8 @@ class BadWords:
         return self._root.last_ids
 
     def after(self, output: Sequence[int]) -> list[int]:
-        """Ids that may not follow `output`, of which the last `max_tail_len` tokens are enough."""
-        node, found = self._root, list(self._root.last_ids)
+        """Ids beside `always` that may not follow `output`, whose last `max_tail_len` tokens are enough."""
+        node, found = self._root, list[int]()
         for token_id in reversed(output):
             if (longer := node.before.get(token_id)) is None:
                 break

@@ -54,12 +54,22 @@ class Constraint:
         self._num_words = num_words
         self._num_tokens = 0
         self._min_tokens = params.min_tokens
-        self._allowed = None if params.allowed_token_ids is None else _bits(params.allowed_token_ids, num_words)
+        self._allowed = self._always_allowed(params, bad_words)
+        limits = {"allowed_token_ids": params.allowed_token_ids, "bad_words": bad_words}
+        self._limits = [name for name, given in limits.items() if given is not None]
         ends = [*(() if params.ignore_eos else eos_token_ids), *(params.stop_token_ids or ())]
         self._not_yet = ~_bits(ends, num_words)
         self._bad_words = bad_words
         self._tail: deque[int] = deque(maxlen=0 if bad_words is None else bad_words.max_tail_len)
         self._seconds_left = _START_S
+
+    def _always_allowed(self, params: SamplingParams, bad_words: BadWords | None) -> Words | None:
+        """A mask of its own, whatever the output is; None: of everything."""
+        allowed = None if params.allowed_token_ids is None else _bits(params.allowed_token_ids, self._num_words)
+        if bad_words is not None and bad_words.always:
+            allowed = _all_bits(self._vocab_size) if allowed is None else allowed
+            allowed = allowed & ~_bits(bad_words.always, self._num_words)
+        return allowed
 
     def fill(self, mask: Words) -> None:
         """Writes the next token's mask, int32 [ceil(vocab / 32)], bit id % 32 of word id / 32.
@@ -112,14 +122,10 @@ class Constraint:
     def _raise_for_no_token(self) -> None:
         if self.matcher is not None and self.matcher.is_error():
             raise refusal(self.matcher.get_error())
-        limits = {
-            "the grammar": self.matcher is not None,
-            "allowed_token_ids": self._allowed is not None,
-            "min_tokens": self._num_tokens < self._min_tokens,
-            "bad_words": self._bad_words is not None,
-        }
         param = NAME if self.matcher is not None else "bad_words"
-        names = [name for name, limits_it in limits.items() if limits_it]
+        names = [*(["the grammar"] if self.matcher is not None else []), *self._limits]
+        if self._num_tokens < self._min_tokens:
+            names.append("min_tokens")
         together = f"{'both ' if len(names) == 2 else ''}{' and '.join(names)}"
         message = f"{param}: after {self._num_tokens} tokens no token is allowed by {together}"
         raise InvalidRequestError(param, message=message)
