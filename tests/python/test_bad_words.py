@@ -42,11 +42,15 @@ def greedy(**params):
     return SamplingParams(**{"temperature": 0.0, "max_tokens": 32, "ignore_eos": True, **params})
 
 
-@pytest.fixture(scope="module")
-def taken(llm):
+def words_of(llm):
     """By prompt: words of one, two and three tokens of its greedy answer."""
     outputs = llm.generate([{"prompt_token_ids": p} for p in PROMPTS], greedy())
-    found = [words_in(llm, out.outputs[0].token_ids, (1, 2, 3)) for out in outputs]
+    return [words_in(llm, out.outputs[0].token_ids, (1, 2, 3)) for out in outputs]
+
+
+@pytest.fixture(scope="module")
+def taken(llm):
+    found = words_of(llm)
     assert all(found) and sum(len(words) == 3 for words in found) > 2
     return found
 
@@ -103,15 +107,19 @@ def outputs_of(llm, params, which=ALL):
     ]
 
 
+def alone(llm, params):
+    """What `outputs_of` gives, one request after the other; checked."""
+    found = [outputs_of(llm, params, [i])[0] for i in ALL]
+    for (token_ids, *_), one in zip(found, params):
+        banned = sequences_of(llm.tokenizer, one.bad_words or [])
+        assert not any(contains(token_ids, sequence) for sequence in banned)
+    return found
+
+
 @pytest.fixture(scope="module")
 def each_alone(tiny_llama, taken):
-    params = mixed(taken)
     with LLM(str(tiny_llama), **SMALL, enable_prefix_caching=False) as llm:
-        found = [outputs_of(llm, params, [i])[0] for i in range(len(PROMPTS))]
-        for (token_ids, *_), one in zip(found, params):
-            banned = sequences_of(llm.tokenizer, one.bad_words or [])
-            assert not any(contains(token_ids, sequence) for sequence in banned)
-        return found
+        return alone(llm, mixed(taken))
 
 
 @pytest.mark.parametrize(
@@ -131,17 +139,25 @@ def test_batch_chunks_preemption_and_depth_change_nothing(tiny_llama, taken, eac
         assert llm.stats.num_preemptions > 0 or not knobs.preempt_every
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_on_a_gpu_they_hold_one_step_ahead(enforce_eager):
+    with LLM(device="cuda", deterministic=True, enforce_eager=enforce_eager, max_num_seqs=16) as llm:
+        params = mixed(words_of(llm))
+        assert outputs_of(llm, params) == alone(llm, params)
+
+
 def test_each_of_n_completions_has_its_own_state(llm, taken):
     params = SamplingParams(n=4, seed=3, max_tokens=40, ignore_eos=True, bad_words=taken[2])
     (out,) = llm.generate({"prompt_token_ids": PROMPTS[2]}, params)
-    alone = [
+    expected = [
         llm.generate(
             {"prompt_token_ids": PROMPTS[2]},
             SamplingParams(seed=3 + i, max_tokens=40, ignore_eos=True, bad_words=taken[2]),
         )
         for i in range(4)
     ]
-    assert [c.token_ids for c in out.outputs] == [one[0].outputs[0].token_ids for one in alone]
+    assert [c.token_ids for c in out.outputs] == [one[0].outputs[0].token_ids for one in expected]
 
 
 # ---- with other limits --------------------------------------------------------------------------
