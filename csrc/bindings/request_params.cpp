@@ -82,7 +82,8 @@ RequestParams MakeParams(const py::object& n, const py::object& temperature,
                          const py::object& stop_token_ids, const py::object& ignore_eos,
                          const py::object& max_tokens, const py::object& min_tokens,
                          const py::object& logprobs, const py::object& logit_bias,
-                         const py::object& allowed_token_ids) {
+                         const py::object& allowed_token_ids, const py::object& prompt_logprobs,
+                         const py::object& banned_token_ids) {
   RequestNumbers numbers;
   numbers.n = ToInt("n", n);
   numbers.temperature = ToReal("temperature", temperature);
@@ -102,6 +103,12 @@ RequestParams MakeParams(const py::object& n, const py::object& temperature,
   if (!allowed_token_ids.is_none()) {
     numbers.allowed_token_ids = ToInts("allowed_token_ids", allowed_token_ids);
   }
+  if (!prompt_logprobs.is_none()) {
+    numbers.prompt_logprobs = ToInt("prompt_logprobs", prompt_logprobs);
+  }
+  if (!banned_token_ids.is_none()) {
+    numbers.banned_token_ids = ToInts("banned_token_ids", banned_token_ids);
+  }
   return RequestParams(numbers);
 }
 
@@ -118,10 +125,13 @@ void BindRequestParams(py::module_& m) {
            "repetition_penalty"_a = 1.0, "seed"_a = py::none(), "stop_token_ids"_a = py::none(),
            "ignore_eos"_a = false, "max_tokens"_a = py::none(), "min_tokens"_a = 0,
            "logprobs"_a = py::none(), "logit_bias"_a = py::none(),
-           "allowed_token_ids"_a = py::none())
+           "allowed_token_ids"_a = py::none(), "prompt_logprobs"_a = py::none(),
+           "banned_token_ids"_a = py::none())
       .def_property_readonly("n", &RequestParams::n)
       .def_property_readonly("is_greedy", &RequestParams::is_greedy)
-      .def_property_readonly("num_logprobs", &RequestParams::num_logprobs, "-1: off.");
+      .def_property_readonly("num_logprobs", &RequestParams::num_logprobs, "-1: off.")
+      .def_property_readonly("num_prompt_logprobs", &RequestParams::num_prompt_logprobs,
+                             "-1: off.");
 }
 
 }  // namespace runtime::bindings

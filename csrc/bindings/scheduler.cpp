@@ -250,6 +250,13 @@ void BindRequests(SchedulerClass& scheduler) {
           "Queues a request. prompt_ids: a list, or fastest an int32 array. is_masked: before each "
           "of its samples the ids that it may take are written to its row. Raises "
           "InvalidRequestError, CapacityError.")
+      .def(
+          "validate",
+          [](const Scheduler& self, const py::object& prompt_ids, const RequestParams& params) {
+            self.Validate(ToTokenIds(prompt_ids), params);
+          },
+          "prompt_ids"_a, "params"_a,
+          "Raises the InvalidRequestError that submit would; queues nothing. From any thread.")
       .def("abort", &Scheduler::Abort, "request_id"_a, "True if this call ends the request.")
       .def("stop", &Scheduler::Stop, "request_id"_a, "num_kept"_a,
            "A stop string ended the request after num_kept output tokens.")

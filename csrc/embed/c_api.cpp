@@ -157,6 +157,8 @@ Request ToRequest(const runtime_request& from) {
     to.logit_bias[bias.token_id] = bias.bias;
   }
   to.allowed_token_ids = List(from.allowed_token_ids, from.num_allowed_token_ids);
+  for (std::size_t i = 0; i < from.num_bad_words; ++i)
+    to.bad_words.push_back(Text(from.bad_words[i]));
   to.detokenize = from.detokenize;
   to.skip_special_tokens = from.skip_special_tokens;
   to.include_stop_str_in_output = from.include_stop_str_in_output;

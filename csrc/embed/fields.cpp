@@ -83,6 +83,8 @@ Fields::Fields(const Item& item) {
 
 void Fields::AddRequest(const Request& request) {
   for (const std::string& stop : request.stop) stops_.push_back({stop.data(), stop.size()});
+  for (const std::string& word : request.bad_words)
+    bad_words_.push_back({word.data(), word.size()});
   for (const auto& [id, bias] : request.logit_bias) biases_.push_back({id, bias});
   Add("n", request.n);
   Add("temperature", request.temperature);
@@ -103,6 +105,7 @@ void Fields::AddRequest(const Request& request) {
   Add("logprobs", request.logprobs);
   Add("logit_bias", biases_);
   Add("allowed_token_ids", request.allowed_token_ids);
+  Add("bad_words", bad_words_);
   Add("detokenize", request.detokenize);
   Add("skip_special_tokens", request.skip_special_tokens);
   Add("include_stop_str_in_output", request.include_stop_str_in_output);

@@ -28,6 +28,7 @@ class Fields {
 
   std::vector<BridgeField> fields_;
   std::vector<BridgeText> stops_;
+  std::vector<BridgeText> bad_words_;
   std::vector<BridgeBias> biases_;
   std::vector<BridgeField> structure_;
   std::vector<BridgeText> choices_;

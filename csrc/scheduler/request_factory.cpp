@@ -1,6 +1,7 @@
 #include "scheduler/request_factory.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 
@@ -97,7 +98,18 @@ std::vector<TokenId> MaskedIds(const SchedulerConfig& config, const RequestParam
   return ids;
 }
 
-void RequireSomethingToSample(const std::vector<TokenId>& masked, const RequestParams& params) {
+// Everything that cannot be sampled at first; sorted.
+std::vector<TokenId> WithBanned(std::vector<TokenId> masked, const RequestParams& params) {
+  for (const auto& [id, bias] : params.logit_bias()) {
+    if (std::isinf(bias)) masked.push_back(id);
+  }
+  std::ranges::sort(masked);
+  masked.erase(std::unique(masked.begin(), masked.end()), masked.end());
+  return masked;
+}
+
+void RequireSomethingToSample(const SchedulerConfig& config, const std::vector<TokenId>& masked,
+                              const RequestParams& params) {
   if (masked.size() > static_cast<std::size_t>(step_plan::kMaxMaskedIds)) {
     throw InvalidRequest(
         "stop_token_ids", to_string(masked.size()) + " entries with the model's eos",
@@ -107,6 +119,13 @@ void RequireSomethingToSample(const std::vector<TokenId>& masked, const RequestP
   if (!allowed.empty() && std::ranges::includes(masked, allowed)) {
     throw InvalidRequest("allowed_token_ids", "stop tokens only",
                          "more than the stop tokens while min_tokens forbids these");
+  }
+  const std::vector<TokenId> forbidden = WithBanned(masked, params);
+  if (allowed.empty() ? forbidden.size() == static_cast<std::size_t>(config.vocab_size)
+                      : std::ranges::includes(forbidden, allowed)) {
+    throw InvalidRequest(allowed.empty() ? "bad_words" : "allowed_token_ids",
+                         "no token that bad_words and min_tokens leave",
+                         "such that a token is left to be sampled");
   }
 }
 
@@ -147,7 +166,7 @@ std::unique_ptr<Request> MakeRequest(const SchedulerConfig& config, BlockAllocat
   request->seed = SeedOf(config, id, params);
   request->is_masked = options.is_masked;
   request->masked_ids = MaskedIds(config, params);
-  RequireSomethingToSample(request->masked_ids, params);
+  RequireSomethingToSample(config, request->masked_ids, params);
   request->sample_flags = SampleFlags(*request);
   request->kv.chain.salt = std::move(options.cache_salt);
   request->priority = options.priority;

@@ -77,6 +77,10 @@ void RequireCount(const char* param, std::size_t count, std::int32_t limit) {
   }
 }
 
+std::int32_t NumLogprobs(const char* param, const std::optional<std::int64_t>& value) {
+  return value ? Integer(param, *value, 0, RequestParams::kMaxLogprobs) : -1;
+}
+
 std::vector<TokenId> TokenIds(const char* param, const std::vector<std::int64_t>& values) {
   std::vector<TokenId> ids;
   ids.reserve(values.size());
@@ -104,6 +108,16 @@ std::vector<std::pair<TokenId, float>> LogitBias(
   return biases;
 }
 
+// A banned token's bias is minus infinity, whatever else was asked for it.
+void Ban(const std::vector<std::int64_t>& banned, std::vector<std::pair<TokenId, float>>& biases) {
+  if (banned.empty()) return;
+  const std::vector<TokenId> ids = TokenIds("banned_token_ids", banned);
+  std::erase_if(biases,
+                [&](const auto& bias) { return std::ranges::binary_search(ids, bias.first); });
+  for (const TokenId id : ids) biases.emplace_back(id, -std::numeric_limits<float>::infinity());
+  std::ranges::sort(biases);
+}
+
 }  // namespace
 
 RequestParams::RequestParams(const RequestNumbers& numbers)
@@ -121,9 +135,12 @@ RequestParams::RequestParams(const RequestNumbers& numbers)
   RequireCount("stop_token_ids", stop_token_ids_.size(), kMaxStopTokenIds);
   if (numbers.max_tokens) max_tokens_ = Integer("max_tokens", *numbers.max_tokens, 1, kMaxInt);
   min_tokens_ = MinTokens(numbers.min_tokens, max_tokens_);
-  num_logprobs_ = numbers.logprobs ? Integer("logprobs", *numbers.logprobs, 0, kMaxLogprobs) : -1;
+  num_logprobs_ = NumLogprobs("logprobs", numbers.logprobs);
+  num_prompt_logprobs_ = NumLogprobs("prompt_logprobs", numbers.prompt_logprobs);
   RequireCount("logit_bias", numbers.logit_bias.size(), kMaxLogitBias);
   logit_bias_ = LogitBias(numbers.logit_bias);
+  Ban(numbers.banned_token_ids, logit_bias_);
+  RequireCount("banned_token_ids", logit_bias_.size(), kMaxLogitBias);
   if (!numbers.allowed_token_ids) return;
   if (numbers.allowed_token_ids->empty()) {
     throw InvalidRequest("allowed_token_ids", "an empty list", "none or at least one token id");

@@ -24,6 +24,10 @@ void Scheduler::Submit(RequestId id, std::vector<TokenId> prompt_ids, const Requ
                                     params, std::move(options)));
 }
 
+void Scheduler::Validate(std::vector<TokenId> prompt_ids, const RequestParams& params) const {
+  MakeRequest(core_->config(), core_->allocator(), 0, std::move(prompt_ids), params, {});
+}
+
 bool Scheduler::Abort(RequestId id) { return core_->inbox().Abort(id); }
 
 void Scheduler::Stop(RequestId id, std::int32_t num_kept) { core_->inbox().Stop(id, num_kept); }

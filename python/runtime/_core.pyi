@@ -492,6 +492,8 @@ class RequestParams:
         logprobs: typing.Any = None,
         logit_bias: typing.Any = None,
         allowed_token_ids: typing.Any = None,
+        prompt_logprobs: typing.Any = None,
+        banned_token_ids: typing.Any = None,
     ) -> None: ...
     @property
     def is_greedy(self) -> bool: ...
@@ -499,6 +501,11 @@ class RequestParams:
     def n(self) -> int: ...
     @property
     def num_logprobs(self) -> int:
+        """
+        -1: off.
+        """
+    @property
+    def num_prompt_logprobs(self) -> int:
         """
         -1: off.
         """
@@ -1029,6 +1036,10 @@ class Scheduler:
     ) -> StepResult:
         """
         Retires the oldest step in flight. token_ids: int32, one for each row of its plan.
+        """
+    def validate(self, prompt_ids: typing.Any, params: RequestParams) -> None:
+        """
+        Raises the InvalidRequestError that submit would; queues nothing. From any thread.
         """
     def wait(self, timeout_s: typing.SupportsFloat | typing.SupportsIndex) -> bool:
         """

@@ -57,11 +57,17 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """All completions of a request, in the order of their index. `prompt` is None when token ids were given."""
+    """All completions of a request, in the order of their index. `prompt` is None when token ids were given.
+
+    `prompt_logprobs` has one entry a token of the prompt, None for the first one, before which there is nothing; it is
+    None where it was not asked for, and in a stream before the first token is there. A prompt with logprobs is computed
+    whole, so `num_cached_tokens` is 0.
+    """
 
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
+    prompt_logprobs: list[dict[int, Logprob] | None] | None
     outputs: list[CompletionOutput]
     finished: bool
     num_cached_tokens: int

@@ -13,6 +13,8 @@ from runtime.structured_outputs import StructuredOutputsParams
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LEN = 256  # characters
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_LEN = 256  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,12 @@ class SamplingParams:
         max_tokens: most tokens of output; None: as many as the model's length allows.
         min_tokens: no end before that many tokens.
         logprobs: top tokens per position in `CompletionOutput.logprobs`, the sampled one always included.
+        prompt_logprobs: likewise for the tokens of the prompt, in `RequestOutput.prompt_logprobs`. The prompt is then
+            computed even where it is cached.
         logit_bias: added to the logits of these token ids.
         allowed_token_ids: only these may be sampled.
+        bad_words: texts that the output must not contain. Each is tokenised as it is and behind a space; of a sequence
+            of n tokens the last one is not sampled behind the first n - 1. Other tokens may spell the same text.
         structured_outputs: the form that the output must have; a dict of its arguments will do. An answer that stops,
             rather than reaching max_tokens or a stop string, has that form. It ends with an end-of-sequence token.
         detokenize: False: token ids only, `text` stays empty.
@@ -58,8 +64,10 @@ class SamplingParams:
     max_tokens: int | None = 16
     min_tokens: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
     structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
@@ -68,6 +76,7 @@ class SamplingParams:
     # validated, as the scheduler takes them
     numbers: _core.RequestParams = field(init=False, repr=False, compare=False)
     stop_strings: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    bad_word_strings: tuple[str, ...] = field(init=False, repr=False, compare=False)
     structure: StructuredOutputsParams | None = field(init=False, repr=False, compare=False)
 
     def __new__(cls, *args: object, **given: object) -> SamplingParams:
@@ -87,23 +96,30 @@ class SamplingParams:
             raise InvalidRequestError(
                 "stop", self.stop, message="stop strings are found in the text, which detokenize=False leaves out"
             )
+        words = _checked_strings("bad_words", self.bad_words, "a list of strings", MAX_BAD_WORDS, MAX_BAD_WORD_LEN)
+        object.__setattr__(self, "bad_word_strings", words)
         object.__setattr__(self, "structure", StructuredOutputsParams.of(self.structured_outputs))
         if self.structure is not None and self.ignore_eos is True:
             message = "ignore_eos=True: an output under structured_outputs ends with an end-of-sequence token"
             raise InvalidRequestError("ignore_eos", self.ignore_eos, message=message, hint="leave ignore_eos out")
         object.__setattr__(self, "numbers", self._build(self.seed))
 
-    def for_completion(self, index: int) -> _core.RequestParams:
-        """The numbers of completion `index` of n: only its seed differs."""
-        if index == 0 or self.seed is None:
+    def for_completion(self, index: int, banned_token_ids: Sequence[int] = ()) -> _core.RequestParams:
+        """The numbers of completion `index` of n, of which only the seed differs, without those tokens."""
+        if not banned_token_ids and (index == 0 or self.seed is None):
             return self.numbers
-        return self._build((self.seed + index + (1 << 63)) % (1 << 64) - (1 << 63))
+        seed = None if self.seed is None else (self.seed + index + (1 << 63)) % (1 << 64) - (1 << 63)
+        return self._build(seed, banned_token_ids=list(banned_token_ids))
 
-    def _build(self, seed: int | None) -> _core.RequestParams:
+    def for_scoring(self) -> _core.RequestParams:
+        """The numbers of what computes `prompt_logprobs`, which samples nothing."""
+        return _core.RequestParams(temperature=0.0, max_tokens=1, logprobs=self.prompt_logprobs)
+
+    def _build(self, seed: int | None, **more: Any) -> _core.RequestParams:
         numbers = {name: getattr(self, name) for name in _NUMBERS}
         if isinstance(self.logit_bias, Mapping):
             numbers["logit_bias"] = dict(self.logit_bias)
-        return _core.RequestParams(**{**numbers, "seed": seed})
+        return _core.RequestParams(**{**numbers, "seed": seed, **more})
 
 
 # everything that the text does not decide
@@ -121,26 +137,30 @@ _NUMBERS = (
     "max_tokens",
     "min_tokens",
     "logprobs",
+    "prompt_logprobs",
     "logit_bias",
     "allowed_token_ids",
 )
 
 
 def _check_stop(stop: object) -> tuple[str, ...]:
-    if stop is None:
-        return ()
     stops = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(stops, Sequence) or not all(isinstance(one, str) for one in stops):
-        raise InvalidRequestError("stop", stop, "a string or a list of strings")
-    if len(stops) > MAX_STOP_STRINGS:
-        raise InvalidRequestError(
-            "stop", f"{len(stops)} strings", f"at most {MAX_STOP_STRINGS} strings", MAX_STOP_STRINGS
-        )
-    for one in stops:
-        if not 1 <= len(one) <= MAX_STOP_STRING_LEN:
-            raise InvalidRequestError("stop", one, f"between 1 and {MAX_STOP_STRING_LEN} characters long")
-    return tuple(dict.fromkeys(stops))
+    return _checked_strings("stop", stops, "a string or a list of strings", MAX_STOP_STRINGS, MAX_STOP_STRING_LEN)
+
+
+def _checked_strings(name: str, given: object, kind: str, max_count: int, max_len: int) -> tuple[str, ...]:
+    """Each once; none of None. `kind`: what is wanted, in words; `max_len`: characters of each."""
+    if given is None:
+        return ()
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
+        raise InvalidRequestError(name, given, kind)
+    if len(given) > max_count:
+        raise InvalidRequestError(name, f"{len(given)} strings", f"at most {max_count} strings", max_count)
+    for one in given:
+        if not 1 <= len(one) <= max_len:
+            raise InvalidRequestError(name, one, f"between 1 and {max_len} characters long")
+    return tuple(dict.fromkeys(given))
 
 
 # of a request that scores its prompt, of which nothing is sampled
-SCORE_PARAMS = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
+SCORE_PARAMS = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)

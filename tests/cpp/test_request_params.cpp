@@ -59,6 +59,9 @@ const std::vector<Case>& Refused() {
       Set("min_tokens", &N::min_tokens, -1, "0"),
       Set("logprobs", &N::logprobs, -1, "0"),
       Set("logprobs", &N::logprobs, 21, "20"),
+      Set("prompt_logprobs", &N::prompt_logprobs, -1, "0"),
+      Set("prompt_logprobs", &N::prompt_logprobs, 21, "20"),
+      Set("banned_token_ids", &N::banned_token_ids, {-1}, "0"),
       Set("stop_token_ids", &N::stop_token_ids, {-1}, "0"),
       Set("stop_token_ids", &N::stop_token_ids, {kHuge}, "2147483647"),
       Set("logit_bias", &N::logit_bias, {{-1, 0.0}}, "0"),
@@ -146,6 +149,17 @@ TEST(RequestParamsTest, ListsAreBounded) {
   EXPECT_THROW(RequestParams{numbers}, InvalidRequest);
   numbers.stop_token_ids.assign(100, 7);  // one id, a hundred times
   EXPECT_EQ(RequestParams(numbers).stop_token_ids(), (std::vector<TokenId>{7}));
+}
+
+TEST(RequestParamsTest, BannedTokensHaveNoOtherBias) {
+  RequestNumbers numbers{.logit_bias = {{3, 1.0}, {9, 2.0}}, .banned_token_ids = {9, 1, 9}};
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  const std::vector<std::pair<TokenId, float>> expected = {{1, kNever}, {3, 1.0f}, {9, kNever}};
+  EXPECT_EQ(RequestParams(numbers).logit_bias(), expected);
+  for (std::int64_t id = 0; id < 319; ++id) numbers.banned_token_ids.push_back(id);
+  EXPECT_EQ(RequestParams(numbers).logit_bias().size(), 319);
+  for (std::int64_t id = 0; id < 321; ++id) numbers.banned_token_ids.push_back(id);
+  EXPECT_THROW(RequestParams{numbers}, InvalidRequest);
 }
 
 TEST(RequestParamsTest, MinTokensMayNotPassMaxTokens) {

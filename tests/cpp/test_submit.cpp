@@ -80,6 +80,29 @@ TEST_F(SubmitTest, NothingLeftToSampleBeforeMinTokens) {
                   {.max_tokens = 1, .allowed_token_ids = std::vector<std::int64_t>{98, 99}});
 }
 
+TEST_F(SubmitTest, NothingLeftToSampleBesideBannedTokens) {
+  const std::vector<std::int64_t> allowed = {7, 98};
+  const char* text = "no token that bad_words and min_tokens leave";
+  ExpectRefused("allowed_token_ids", text, {1},
+                {.allowed_token_ids = allowed, .banned_token_ids = {98, 7}});
+  RequestNumbers numbers{.min_tokens = 1, .allowed_token_ids = allowed, .banned_token_ids = {7}};
+  ExpectRefused("allowed_token_ids", text, {1}, numbers);
+  ExpectRefused("logit_bias", "token ids between 0 and 99", {1}, {.banned_token_ids = {100}});
+  numbers.min_tokens = 0;
+  serving_.Submit(2, {1}, numbers);
+  RequestNumbers all;
+  for (std::int64_t id = 0; id < 100; ++id) all.banned_token_ids.push_back(id);
+  ExpectRefused("bad_words", text, {1}, all);
+}
+
+TEST_F(SubmitTest, ValidateRefusesTheSameAndQueuesNothing) {
+  EXPECT_THROW(serving_.scheduler().Validate(Prompt(64), RequestParams{}), InvalidRequest);
+  EXPECT_THROW(serving_.scheduler().Validate(Prompt(30), RequestParams({.max_tokens = 12})),
+               InvalidRequest);
+  serving_.scheduler().Validate(Prompt(30), RequestParams({.max_tokens = 11}));
+  EXPECT_EQ(serving_.scheduler().Schedule(), -1);
+}
+
 TEST(SubmitLimitsTest, StopIdsAndEosTogetherFitTheMask) {
   SchedulerConfig config = Config();
   config.eos_token_ids = {90, 91, 92};

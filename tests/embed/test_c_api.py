@@ -64,6 +64,17 @@ def test_optional_fields_and_lists(lib, engine):
     assert lib.read(engine, lib("submit", engine, request, None))[1]["metrics"]
 
 
+def test_bad_words_do_not_come(lib, engine):
+    words = (c.c_char_p * 2)(b"47", b"48")
+    request = lib.request("12+35=", temperature=0.0, bad_words=words, num_bad_words=2)
+    text, last = lib.read(engine, lib("submit", engine, request, None))
+    assert text and "47" not in text and last["finish"] == 1
+    many = (c.c_char_p * 129)(*[b"x"] * 129)
+    request = lib.request("12+35=", bad_words=many, num_bad_words=129)
+    with pytest.raises(Failure, match="at most 128 strings; nearest: 128"):
+        lib.read(engine, lib("submit", engine, request, None))
+
+
 SAID_IN_C = {
     "json": (str, dict),
     "regex": str,

@@ -112,6 +112,16 @@ TEST(EngineTest, TheLastChunkSaysHowItEnded) {
   EXPECT_EQ(output.text, "47");
 }
 
+TEST(EngineTest, BadWordsDoNotCome) {
+  Engine& engine = SharedEngine();
+  for (const std::string word : {"47", "4", "7"}) {
+    const Output output =
+        Ask(engine, {.prompt = "12+35=", .temperature = 0, .bad_words = {"zz", word}});
+    EXPECT_EQ(output.finish_reason, FinishReason::kStop);
+    EXPECT_EQ(output.text.find(word), std::string::npos);
+  }
+}
+
 // Greedily, and whole.
 std::string AnswerOf(StructuredOutputs form) {
   const Output output = Ask(SharedEngine(), {.prompt = "12+35=",

@@ -187,6 +187,17 @@ def test_penalties(op, penalties, edit, device):
     assert tokens(op, device, logits.expand(len(biases), -1), *records) == expected
 
 
+def test_a_bias_of_minus_infinity_bans_an_id(op, device):
+    """Whatever else its row asks for, although it is the likeliest."""
+    logits = torch.full((1, 5000), -4.0)
+    logits[0, 4100], logits[0, 7] = 9.0, 2.0
+    penalties = dict(repetition_penalty=1.5, presence_penalty=-1.0, known_ids=[4100, 7, 4100], prompt_len=1)
+    filters = dict(temperature=0.3, seed=1, top_k=2, top_p=0.9, min_p=0.01)
+    for more in ({}, penalties, filters, filters | penalties, dict(allowed_ids=[7, 4100])):
+        record = dict(temperature=0.0, logit_bias=[(4100, -float("inf"))]) | more
+        assert tokens(op, device, logits, record, seq_lens=[3]) == [7]
+
+
 def test_bias_allowed_ids_and_min_tokens(op, device):
     logits = torch.zeros(1, 5000)
     logits[0, [10, 20, 4999]] = torch.tensor([3.0, 2.0, 1.0])

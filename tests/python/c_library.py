@@ -70,6 +70,8 @@ class Request(c.Structure):
         ("num_logit_bias", c.c_size_t),
         ("allowed_token_ids", c.POINTER(c.c_int64)),
         ("num_allowed_token_ids", c.c_size_t),
+        ("bad_words", c.POINTER(c.c_char_p)),
+        ("num_bad_words", c.c_size_t),
         ("detokenize", c.c_bool),
         ("skip_special_tokens", c.c_bool),
         ("include_stop_str_in_output", c.c_bool),

@@ -61,10 +61,12 @@ def test_generate_json_of_a_schema(run, tmp_path):
 
 def test_generate_json(run, tiny_llama):
     arguments = ("generate", tiny_llama, "-p", "a", "-p", "b", "--json", "--logprobs", 2, "--max-tokens", 3, "--stats")
+    arguments += ("--prompt-logprobs", 1, "--bad-words", "the")
     code, out, err = run(*arguments, "--ignore-eos")
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and [row["prompt"] for row in rows] == ["a", "b"]
     assert all(len(row["token_ids"]) == len(row["logprobs"]) == 3 for row in rows)
+    assert all(row["prompt_logprobs"][0] is None and "the" not in row["text"] for row in rows)
     assert rows[0]["finish_reason"] == "length" and rows[0]["metrics"]["output_tokens"] == 3
     assert json.loads(err.splitlines()[-1])["num_output_tokens"] == 6
 

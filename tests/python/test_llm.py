@@ -140,6 +140,14 @@ def test_logprobs_are_the_top_ones_and_the_sampled_one(llm, reference):
     assert completion.cumulative_logprob == pytest.approx(total)
 
 
+def test_requests_of_a_step_have_as_many_logprobs_as_each_asked_for(llm):
+    numbers = [1, 0, None, 5, 2, 5]
+    params = [SamplingParams(temperature=0.0, max_tokens=6, logprobs=number, ignore_eos=True) for number in numbers]
+    for number, out in zip(numbers, llm.generate(["the quick"] * len(numbers), params)):
+        positions = out.outputs[0].logprobs
+        assert positions is None if number is None else [len(one) for one in positions] == [max(number, 1)] * 6
+
+
 def test_n_completions_share_the_prompt(llm):
     llm.reset_prefix_cache()
     prompt = "the quick brown fox jumps over the lazy dog " * 3

@@ -136,6 +136,23 @@ def test_stop_strings_and_bias(client, llm):
     assert complete(client, prompt="12+35=", logit_bias={str(token): 100}, max_tokens=3)["choices"][0]["text"] == "xxx"
 
 
+def test_prompt_logprobs_have_the_limits_of_logprobs(client):
+    response = client.post("/v1/completions", json={"prompt": "12+35=", "prompt_logprobs": 21})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "prompt_logprobs"
+    assert "must be between 0 and 20; nearest: 20" in response.json()["error"]["message"]
+
+
+def test_bad_words_do_not_come(client):
+    for words in (["47"], ["4", " x"]):
+        text = complete(client, prompt="12+35=", temperature=0, bad_words=words)["choices"][0]["text"]
+        assert text and not any(word in text for word in words)
+        assert chat(client, bad_words=words).json()["choices"][0]["message"]["content"] != "47"
+    assert complete(client, prompt="12+35=", temperature=0, bad_words=[])["choices"][0]["text"] == "47"
+    response = client.post("/v1/completions", json={"prompt": "12+35=", "bad_words": ["x"] * 129})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "bad_words"
+    assert "must be at most 128 strings; nearest: 128" in response.json()["error"]["message"]
+
+
 def test_a_chat(client):
     found = chat(client, logprobs=True, top_logprobs=2).json()
     assert found["object"] == "chat.completion" and found["id"].startswith("chatcmpl-")

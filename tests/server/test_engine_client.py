@@ -104,8 +104,8 @@ def test_a_prompt_is_scored_before_its_completion(make):
 
     async def use(engine, encode):
         streams = Streams(engine)
-        streams.submit(token_ids, params={"max_tokens": 1}, options={}, prompt_logprobs=3)
-        streams.submit(token_ids, params={"max_tokens": 1}, options={}, prompt_logprobs=0, generate=False)
+        streams.submit(token_ids, params={"max_tokens": 1, "prompt_logprobs": 3}, options={})
+        streams.submit(token_ids, params={"max_tokens": 1, "prompt_logprobs": 0}, options={}, generate=False)
         return await read_all(streams)
 
     events = run(make, use)

@@ -76,6 +76,7 @@ struct Request {
   std::optional<std::int64_t> logprobs = {};         // [0, 20] top tokens with each token
   std::map<std::int64_t, double> logit_bias = {};    // at most 320 ids, each [-100, 100]
   std::vector<std::int64_t> allowed_token_ids = {};  // empty: all
+  std::vector<std::string> bad_words = {};           // at most 128 strings that never come
   std::optional<StructuredOutputs> structured_outputs = {};
   bool detokenize = true;  // false: token ids only
   bool skip_special_tokens = true;

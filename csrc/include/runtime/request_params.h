@@ -25,9 +25,12 @@ struct RequestNumbers {
   std::optional<std::int64_t> max_tokens = {};  // [1, 2^31 - 1]; none: up to the model's length
   std::int64_t min_tokens = 0;                  // [0, max_tokens]
   std::optional<std::int64_t> logprobs = {};    // [0, 20]
+  // [0, 20], of the prompt's tokens; those are for a request with SubmitOptions::score_start
+  std::optional<std::int64_t> prompt_logprobs = {};
   // at most 320 ids, each [-100, 100]
   std::vector<std::pair<std::int64_t, double>> logit_bias = {};
   std::optional<std::vector<std::int64_t>> allowed_token_ids = {};  // not empty
+  std::vector<std::int64_t> banned_token_ids = {};  // with logit_bias at most 320 different ids
 };
 
 // Validated numbers of one request; the only constructor is the one place that checks them. What
@@ -55,7 +58,9 @@ class RequestParams {
   bool ignore_eos() const { return ignore_eos_; }
   const std::optional<std::int32_t>& max_tokens() const { return max_tokens_; }
   std::int32_t min_tokens() const { return min_tokens_; }
-  std::int32_t num_logprobs() const { return num_logprobs_; }  // -1: off
+  std::int32_t num_logprobs() const { return num_logprobs_; }                // -1: off
+  std::int32_t num_prompt_logprobs() const { return num_prompt_logprobs_; }  // -1: off
+  // Sorted by id; minus infinity for banned ids.
   const std::vector<std::pair<TokenId, float>>& logit_bias() const { return logit_bias_; }
   const std::vector<TokenId>& allowed_token_ids() const {
     return allowed_token_ids_;
@@ -82,6 +87,7 @@ class RequestParams {
   std::optional<std::int32_t> max_tokens_;
   std::int32_t min_tokens_;
   std::int32_t num_logprobs_;
+  std::int32_t num_prompt_logprobs_;
   std::vector<std::pair<TokenId, float>> logit_bias_;
   std::vector<TokenId> allowed_token_ids_;
 };

@@ -115,6 +115,8 @@ typedef struct runtime_request {
   size_t num_logit_bias;
   const int64_t* allowed_token_ids;
   size_t num_allowed_token_ids;
+  const char* const* bad_words;
+  size_t num_bad_words;
   bool detokenize, skip_special_tokens, include_stop_str_in_output;
   int64_t priority;
   const char* tenant;

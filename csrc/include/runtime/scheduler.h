@@ -84,8 +84,8 @@ struct PinnedPrefix {
 // nothing. After Schedule, Update or TakeEvents threw it, or an InvariantError, the scheduler can
 // only be destroyed: these calls and Check() throw.
 //
-// Submit, Abort, Stop, ResetPrefixCache and Wake may be called from any thread; everything else
-// from one thread at a time.
+// Submit, Validate, Abort, Stop, ResetPrefixCache and Wake may be called from any thread;
+// everything else from one thread at a time.
 class Scheduler {
  public:
   // Throws ConfigError. The allocator must outlive the scheduler, which is its only caller from
@@ -104,6 +104,8 @@ class Scheduler {
   // Throws InvalidRequest, or CapacityError when max_queued_requests wait already.
   void Submit(RequestId id, std::vector<TokenId> prompt_ids, const RequestParams& params,
               SubmitOptions options = {});
+  // Throws the InvalidRequest that Submit of these would.
+  void Validate(std::vector<TokenId> prompt_ids, const RequestParams& params) const;
   // True if this call ends the request; its last entry follows in a StepResult.
   bool Abort(RequestId id);
   // A stop string ended it after `num_kept` output tokens. No effect on a request that has ended.

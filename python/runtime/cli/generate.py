@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime.cli.parser import (
@@ -21,7 +21,7 @@ from runtime.structured_outputs import MAX_JSON_CHARS
 
 if TYPE_CHECKING:
     from runtime.llm import LLM
-    from runtime.outputs import RequestOutput
+    from runtime.outputs import Logprob, RequestOutput
     from runtime.sampling_params import SamplingParams
 
 
@@ -69,11 +69,14 @@ def as_json(output: RequestOutput) -> dict[str, Any]:
         "metrics": dataclasses.asdict(output.metrics),
     }
     if completion.logprobs is not None:
-        found["logprobs"] = [
-            [{"token_id": token, **dataclasses.asdict(logprob)} for token, logprob in position.items()]
-            for position in completion.logprobs
-        ]
+        found["logprobs"] = [_candidates(position) for position in completion.logprobs]
+    if output.prompt_logprobs is not None:
+        found["prompt_logprobs"] = [None if one is None else _candidates(one) for one in output.prompt_logprobs]
     return found
+
+
+def _candidates(position: Mapping[int, Logprob]) -> list[dict[str, Any]]:
+    return [{"token_id": token, **dataclasses.asdict(logprob)} for token, logprob in position.items()]
 
 
 def speed_line(outputs: Sequence[RequestOutput]) -> str:

@@ -32,6 +32,7 @@ _SAMPLING_FLAGS: dict[str, tuple[type, Any, str]] = {
     "seed": (int, None, "the same seed gives the same output"),
     "min_tokens": (int, None, "no end before this many tokens"),
     "logprobs": (int, None, "top logprobs at each token, in the JSON output"),
+    "prompt_logprobs": (int, None, "likewise, at each token of the prompt"),
 }
 
 
@@ -136,6 +137,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (kind, default, text) in _SAMPLING_FLAGS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
     group.add_argument("--stop", action="append", help="a string that ends the output; may be repeated")
+    group.add_argument("--bad-words", action="append", help="a text that the output must not contain; may be repeated")
     group.add_argument("--ignore-eos", action="store_true", help="end-of-sequence tokens do not end the output")
 
 
@@ -156,7 +158,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     from runtime.sampling_params import SamplingParams
 
     given = {name: getattr(args, name) for name in _SAMPLING_FLAGS if getattr(args, name) is not None}
-    return SamplingParams(**given, stop=args.stop, ignore_eos=args.ignore_eos)
+    return SamplingParams(**given, stop=args.stop, bad_words=args.bad_words, ignore_eos=args.ignore_eos)
 
 
 def type_of(annotation: str) -> type:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from runtime.engine.bad_words import BadWords
 from runtime.engine.constraint import Constraint
 from runtime.engine.deadlines import Deadlines
 from runtime.engine.detokenizer import TextStream
@@ -15,6 +16,7 @@ from runtime.engine.output_processor import OutputProcessor
 from runtime.engine.request import Completion, RequestHandle
 from runtime.engine.submission import SubmitOptions
 from runtime.errors import DeadlineExceeded, InvalidRequestError, RequestAborted
+from runtime.kernels import step_plan as sp
 from runtime.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Intake:
     ) -> None:
         self.outputs = OutputProcessor(scheduler.stop, scheduler.abort, self._submit_deferred)
         self._config, self._tokenizer = loaded.config, loaded.tokenizer
-        self._num_mask_words = -(-loaded.model.vocab_size // 32)
+        self._vocab_size = loaded.model.vocab_size
         self._eos_token_ids = loaded.eos_token_ids
         self._grammars = GrammarCompiler(loaded.tokenizer, loaded.model.vocab_size, loaded.eos_token_ids)
         self._scheduler = scheduler
@@ -52,13 +54,19 @@ class Intake:
         if params.stop_strings and self._tokenizer is None:
             message = "stop strings are found in the text, which skip_tokenizer_init=True leaves out"
             raise InvalidRequestError("stop", params.stop, message=message)
+        bad_words = self._bad_words(params)
+        banned = bad_words.always if bad_words is not None and _is_static(bad_words, params) else []
         handle_id = str(next(self._handle_ids))
         handle = RequestHandle(handle_id, prompt, prompt_token_ids, params, self._tokenizer, self._abort, options)
-        handle.completions = [self._completion(handle, index) for index in range(params.n)]
-        if params.structure is None:
-            self._enter(handle)
+        num_completions = 1 if handle.is_score else params.n
+        handle.completions = [self._completion(handle, index, banned) for index in range(num_completions)]
+        self._add_scoring(handle)
+        if params.structure is not None:
+            self._compile(handle, bad_words)
         else:
-            self._compile(handle)
+            if bad_words is not None and not banned:
+                self._constrain(handle.completions, params, bad_words)
+            self._enter(handle)
         self._deadlines.add(handle)
         self._fail_if_dead()
         return handle
@@ -73,7 +81,7 @@ class Intake:
             error = DeadlineExceeded(
                 f"request {handle.request_id} did not finish in deadline_s={handle.options.deadline_s}"
             )
-            for completion in handle.completions:
+            for completion in handle.parts:
                 if not completion.closed:
                     self.fail(completion, error)
 
@@ -86,9 +94,11 @@ class Intake:
         """Nothing is compiled any more; what waits for that is ended. Idempotent."""
         self._grammars.close()
 
-    def _completion(self, handle: RequestHandle, index: int) -> Completion:
+    def _completion(self, handle: RequestHandle, index: int, banned_token_ids: Sequence[int]) -> Completion:
         params, text = handle.params, None
-        if self._tokenizer is not None and params.detokenize and not handle.is_score:
+        if handle.is_score:
+            return Completion(handle, next(self._request_ids), index, params.for_scoring(), None)
+        if self._tokenizer is not None and params.detokenize:
             text = TextStream(
                 self._tokenizer,
                 handle.prompt_token_ids,
@@ -97,7 +107,39 @@ class Intake:
                 min_tokens=params.min_tokens,
                 skip_special_tokens=params.skip_special_tokens,
             )
-        return Completion(handle, next(self._request_ids), index, params.for_completion(index), text)
+        return Completion(handle, next(self._request_ids), index, params.for_completion(index, banned_token_ids), text)
+
+    def _add_scoring(self, handle: RequestHandle) -> None:
+        """What scores the prompt before the completions start; a prompt of one token has nothing to score."""
+        if handle.params.prompt_logprobs is None or handle.is_score or len(handle.prompt_token_ids) < 2:
+            return
+        self._scheduler.validate(handle.prompt_token_ids, handle.completions[0].numbers)  # nothing is scored in vain
+        handle.scoring = Completion(handle, next(self._request_ids), -1, handle.params.for_scoring(), None)
+
+    def _bad_words(self, params: SamplingParams) -> BadWords | None:
+        if not params.bad_word_strings:
+            return None
+        if self._tokenizer is None:
+            message = "bad_words are tokenised, and skip_tokenizer_init=True leaves the tokenizer out"
+            raise InvalidRequestError("bad_words", params.bad_words, message=message)
+        return BadWords.of(params.bad_word_strings, self._tokenizer)
+
+    def _constrain(
+        self,
+        completions: Sequence[Completion],
+        params: SamplingParams,
+        bad_words: BadWords | None,
+        matcher: llguidance.LLMatcher | None = None,
+    ) -> None:
+        """Each completion's own; its matcher is a copy."""
+        for completion in completions:
+            completion.constraint = Constraint(
+                params,
+                self._vocab_size,
+                self._eos_token_ids,
+                matcher=None if matcher is None else matcher.deep_copy(),
+                bad_words=bad_words,
+            )
 
     def _fail_if_dead(self) -> None:
         """The engine ended meanwhile and may not have seen a request."""
@@ -106,7 +148,7 @@ class Intake:
 
     # ---- grammars -------------------------------------------------------------------------
 
-    def _compile(self, handle: RequestHandle) -> None:
+    def _compile(self, handle: RequestHandle, bad_words: BadWords | None) -> None:
         """The scheduler hears of it once its grammar is there."""
         assert handle.params.structure is not None
         handle.is_queued = False
@@ -114,14 +156,18 @@ class Intake:
         for completion in handle.completions:
             self.outputs.add(completion)
         try:
-            self._grammars.compile(handle.params.structure, lambda *found: self._compiled(handle, *found))
+            self._grammars.compile(handle.params.structure, lambda *found: self._compiled(handle, bad_words, *found))
         except Exception:
             for completion in handle.take_deferred():
                 self.outputs.discard(completion)
             raise
 
     def _compiled(
-        self, handle: RequestHandle, matcher: llguidance.LLMatcher | None, error: BaseException | None
+        self,
+        handle: RequestHandle,
+        bad_words: BadWords | None,
+        matcher: llguidance.LLMatcher | None,
+        error: BaseException | None,
     ) -> None:
         """A thread of the grammars: a matcher at its start, or why there is none."""
         if not (completions := handle.take_deferred()):
@@ -129,10 +175,7 @@ class Intake:
         try:
             if matcher is None:
                 raise error or RequestAborted("the engine is closed")
-            for completion in completions:
-                completion.constraint = Constraint(
-                    matcher.deep_copy(), handle.params, self._num_mask_words, self._eos_token_ids
-                )
+            self._constrain(completions, handle.params, bad_words, matcher)
             self._enter(handle)
         except Exception as found:
             for completion in completions:
@@ -145,7 +188,7 @@ class Intake:
     def _catch_up(self, handle: RequestHandle) -> None:
         """Ends in the scheduler what was ended before the scheduler knew it."""
         self._fail_if_dead()
-        for completion in handle.completions:
+        for completion in handle.parts:
             if completion.closed:
                 self.outputs.discard(completion)
                 self._scheduler.abort(completion.request_id)
@@ -155,7 +198,10 @@ class Intake:
     # ---- the scheduler --------------------------------------------------------------------
 
     def _enter(self, handle: RequestHandle) -> None:
-        if not self._waits_for_cache(handle):
+        if handle.scoring is not None:
+            handle.defer(handle.completions)
+            self._submit_all([handle.scoring])
+        elif not self._waits_for_cache(handle):
             self._submit_all(handle.completions)
         else:
             handle.defer(handle.completions[1:])
@@ -176,7 +222,7 @@ class Intake:
                     handle.prompt_token_ids,
                     completion.numbers,
                     cache_salt=handle.options.cache_salt,
-                    score_start=handle.options.score_start,
+                    score_start=1 if completion.index < 0 else handle.options.score_start,
                     priority=handle.options.priority,
                     tenant=handle.options.tenant,
                     is_masked=completion.constraint is not None,
@@ -188,7 +234,7 @@ class Intake:
                 raise
 
     def _submit_deferred(self, first: Completion) -> None:
-        """Engine thread: the prompt of the first completion has been computed."""
+        """Engine thread: the prompt of the first completion has been computed, or scored."""
         deferred = first.handle.take_deferred()
         try:
             self._submit_all(deferred)
@@ -204,6 +250,13 @@ class Intake:
             self.outputs.discard(completion)
             completion.finish("abort")
             completion.close()
-        for completion in handle.completions:
+        for completion in handle.parts:
             if not completion.closed and self._why_dead() is None:
                 self._scheduler.abort(completion.request_id)
+
+
+def _is_static(bad_words: BadWords, params: SamplingParams) -> bool:
+    """Whether the device can hold all words as biases of its own: each is one token, and there is no grammar, which
+    would have to know them."""
+    num_biases = len(params.logit_bias or ()) + len(bad_words.always)
+    return params.structure is None and bad_words.max_tail_len == 0 and num_biases <= sp.MAX_BIAS

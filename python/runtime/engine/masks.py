@@ -59,9 +59,9 @@ class MaskTransfers:
         """int32 [R, ceil(vocab / 32)]; mask i is that of the i-th row given to `send`."""
         return self._views[buffer]
 
-    def send(self, buffer: int, rows: Sequence[int]) -> None:
+    def send(self, buffer: int, rows: Sequence[int] | Words) -> None:
         """Mask i becomes what `rows[i]` may take in its next sample."""
-        if not rows:
+        if len(rows) == 0:
             return
         pairs, device_pairs = self._pairs[buffer][: len(rows)], self._device_pairs[: len(rows)]
         pairs.numpy()[:] = np.stack([np.arange(len(rows)), rows], axis=1)
@@ -105,21 +105,22 @@ class MaskedSteps:
         step.mask_errors = {live[i][0]: error for i, error in errors.items()}
         for i in errors:
             masks[i] = -1  # its token does not matter
-        self._runner.sample_held(step, [self._runner.row_of(step, index) for index, _ in live])
+        self._runner.sample_held(step, self._runner.rows_of(step, [index for index, _ in live]))
 
     def _fill(self, masks: Words, constraints: Sequence[Constraint]) -> dict[int, Exception]:
         """Mask i is that of constraint i; the errors, by i."""
-        is_parallel = len(constraints) >= MIN_PARALLEL and not self._was_slow and self._has_cores
+        pairs = [(c.matcher, i) for i, c in enumerate(constraints) if c.matcher is not None]
+        is_parallel = len(pairs) >= MIN_PARALLEL and not self._was_slow and self._has_cores
         self._was_slow = False
         if is_parallel:
             started = time.perf_counter()
-            pairs = [(constraint.matcher, i) for i, constraint in enumerate(constraints)]
             self._executor.unsafe_compute_mask_ptr(pairs, masks.ctypes.data, masks.strides[0], len(masks))
             self._was_slow = time.perf_counter() - started > _SLOW_S
         errors: dict[int, Exception] = {}
         for i, constraint in enumerate(constraints):
             try:
-                constraint.narrow(masks[i]) if is_parallel else constraint.fill(masks[i])
+                is_filled = is_parallel and constraint.matcher is not None
+                constraint.narrow(masks[i]) if is_filled else constraint.fill(masks[i])
             except Exception as error:
                 errors[i] = error
         return errors
@@ -132,7 +133,7 @@ class MaskedSteps:
 
     def take(self, step: Step) -> None:
         """The tokens of a step are known; those of the step before have been emitted."""
-        token_ids = step.token_ids
+        token_ids = step.token_ids.tolist()
         for index, completion in step.masked:
             if completion.finished or completion.constraint is None:
                 continue  # perhaps by the step before: then it does not matter that there was no mask
@@ -140,6 +141,6 @@ class MaskedSteps:
                 if index in step.mask_errors:
                     raise step.mask_errors[index]
                 if token_ids[index] >= 0:  # else its logits were no numbers, and the scheduler ends it
-                    completion.constraint.take(int(token_ids[index]))
+                    completion.constraint.take(token_ids[index])
             except Exception as error:
                 self._fail(completion, error)

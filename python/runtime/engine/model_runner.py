@@ -57,6 +57,7 @@ class Step:
         self.masked: list[tuple[int, Completion]] = []  # (row in the plan, whose token is sampled under a mask)
         self.mask_errors: dict[int, Exception] = {}  # by row in the plan: why there was no mask
         self._outputs = outputs.views
+        self._logprobs: list[tuple[list[int], list[float]]] = []  # of all rows, with as many top ones as were asked for
 
     @property
     def is_done(self) -> bool:
@@ -86,10 +87,14 @@ class Step:
 
     def logprobs(self, row: int, num_top: int) -> tuple[list[int], list[float]]:
         """Ids and logprobs: the sampled token, then the top ones."""
-        return (
-            self._outputs.logprob_ids[row, : num_top + 1].tolist(),
-            self._outputs.logprobs[row, : num_top + 1].tolist(),
-        )
+        if not self._logprobs or len(self._logprobs[0][0]) <= num_top:  # once a step, for most
+            ids, values = (
+                array[: self.num_rows, : num_top + 1].tolist()
+                for array in (self._outputs.logprob_ids, self._outputs.logprobs)
+            )
+            self._logprobs = list(zip(ids, values))
+        ids, values = self._logprobs[row]
+        return (ids, values) if len(ids) == num_top + 1 else (ids[: num_top + 1], values[: num_top + 1])
 
     def scores(self, row: int) -> list[tuple[list[int], list[float]]]:
         """Of each scored token of the request in that row of the plan: ids and logprobs, the token's, then the top."""
@@ -267,12 +272,13 @@ class ModelRunner:
         assert self._masks is not None, "rank 0 alone holds steps"
         return self._masks.host(step.buffer)
 
-    def row_of(self, step: Step, index: int) -> int:
-        """The row in the device's state of a row of the plan of a step that has not been emitted."""
+    def rows_of(self, step: Step, indices: Sequence[int]) -> Words:
+        """The rows in the device's state of those rows of the plan of a step that has not been emitted."""
         words = self._transfers.words[step.buffer]
-        return int(words[words[sp.ROWS] + index * sp.ROW_WORDS])
+        rows: Words = words[words[sp.ROWS] + np.asarray(indices, dtype=np.int64) * sp.ROW_WORDS]
+        return rows
 
-    def sample_held(self, step: Step, rows: Sequence[int]) -> None:
+    def sample_held(self, step: Step, rows: Sequence[int] | Words) -> None:
         """Launches the sampler of a held step; mask i of its buffer is that of `rows[i]`."""
         assert self._masks is not None and step.held is not None
         self._masks.send(step.buffer, rows)

@@ -36,7 +36,7 @@ class OutputProcessor:
     Args:
         stop: tells the scheduler that a stop string ended a request after so many tokens.
         abort: tells it that a request has failed.
-        started: called with a completion when its first token has come.
+        started: called with a completion when its first token has come, or the scores of its prompt.
     """
 
     def __init__(
@@ -133,9 +133,11 @@ class OutputProcessor:
         completion.num_cached = int(result.num_cached[i])
         completion.num_preemptions = int(result.num_preemptions[i])
         if not completion.finished:
-            if completion.handle.is_score and step is not None and result.rows[i] >= 0:
+            if completion.is_scoring and step is not None and result.rows[i] >= 0:
                 completion.scores = step.scores(int(result.rows[i]))
             completion.finish(*self._reason(completion, finish, int(result.stop_ids[i])))
+            if completion.scores:
+                self._started(completion)
         self._close(completion)
 
     def _reason(self, completion: Completion, finish: int, stop_id: int) -> tuple[str, int | str | None]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Completion:
-    """One output of a request; one request of the scheduler."""
+    """One output of a request, or with index -1 the scoring of its prompt; one request of the scheduler."""
 
     def __init__(
         self,
@@ -41,8 +41,9 @@ class Completion:
         self.index = index
         self.numbers = numbers
         self.text = text
-        self.constraint: Constraint | None = None  # of its tokens, by structured_outputs
+        self.constraint: Constraint | None = None  # of its tokens, by structured_outputs and bad_words
         self.has_stop_strings = text is not None and text.has_stops
+        self.is_scoring = handle.is_score or index < 0  # scores the prompt and samples nothing
         self.has_logprobs = handle.params.logprobs is not None
         self.token_ids: list[int] = []
         # per token: ids and logprobs of the sampled token, then of the top ones
@@ -117,11 +118,14 @@ class RequestHandle:
         self.params = params
         self.options = options
         self.completions: list[Completion] = []
+        # where the prompt is scored and others follow: it goes before them, and they find the prompt cached
+        self.scoring: Completion | None = None
         self.aborted = False
         self.is_queued = True  # False while, and if in vain, its grammar is compiled
         self.arrival = time.time()
         self.arrived_at = time.perf_counter()
         self._deferred: list[Completion] = []
+        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # once they are there
         self._tokenizer = tokenizer
         self._abort = abort
         self._done = threading.Event()
@@ -135,6 +139,11 @@ class RequestHandle:
     def is_score(self) -> bool:
         """Whether it scores its prompt and samples nothing."""
         return self.options.score_start >= 0
+
+    @property
+    def parts(self) -> list[Completion]:
+        """Everything that it is to the scheduler."""
+        return self.completions if self.scoring is None else [self.scoring, *self.completions]
 
     @property
     def done(self) -> bool:
@@ -153,19 +162,27 @@ class RequestHandle:
             EngineDeadError: the engine has stopped.
             RequestAborted: the engine was closed.
         """
-        if not self._done.wait(timeout):
-            raise DeadlineExceeded(f"request {self.request_id} did not finish within {timeout} s")
-        self.raise_error()
+        self._wait(timeout)
         return self.output()
 
     def scores(self, timeout: float | None = None) -> list[float]:
         """Waits for a request that scores its prompt; the logprobs, one a scored token."""
-        self.result(timeout)
+        self._wait(timeout)
         return [logprobs[0] for _, logprobs in self.completions[0].scores]
 
-    def prompt_logprobs(self) -> list[dict[int, Logprob]]:
-        """Of a scored request that has ended: candidates of each scored token, as `CompletionOutput.logprobs`."""
-        return [self._one_position(*raw) for raw in self.completions[0].scores]
+    def _wait(self, timeout: float | None) -> None:
+        if not self._done.wait(timeout):
+            raise DeadlineExceeded(f"request {self.request_id} did not finish within {timeout} s")
+        self.raise_error()
+
+    def prompt_logprobs(self) -> list[dict[int, Logprob] | None] | None:
+        """As `RequestOutput.prompt_logprobs`; tokens before `score_start` have None."""
+        if self._prompt_logprobs is None and self.params.prompt_logprobs is not None:
+            start, scoring = max(self.options.score_start, 1), self.completions[0] if self.is_score else self.scoring
+            scores = [] if scoring is None else scoring.scores
+            if scoring is None or scores:  # a prompt of one token has nothing to score
+                self._prompt_logprobs = [None] * start + [self._one_position(*raw) for raw in scores]
+        return self._prompt_logprobs
 
     def output(self) -> RequestOutput:
         """The request as it stands."""
@@ -287,15 +304,16 @@ class RequestHandle:
             request_id=self.request_id,
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
+            prompt_logprobs=self.prompt_logprobs(),
             outputs=completions,
             finished=all(c.finished for c in self.completions),
-            num_cached_tokens=self.completions[0].num_cached,
+            num_cached_tokens=self.parts[0].num_cached,
             metrics=metrics,
         )
 
     def metrics(self) -> RequestMetrics:
         """Times and counts as they stand."""
-        completions = self.completions
+        completions, parts = self.completions, self.parts
 
         def since_arrival(times: list[float | None], last: bool = False) -> float | None:
             known = [t for t in times if t is not None]
@@ -305,13 +323,13 @@ class RequestHandle:
 
         return RequestMetrics(
             arrival=self.arrival,
-            queue_s=since_arrival([c.scheduled_at for c in completions]),
+            queue_s=since_arrival([part.scheduled_at for part in parts]),
             ttft_s=since_arrival([c.first_token_at for c in completions]),
             e2e_s=since_arrival([c.finished_at for c in completions], last=True),
             prompt_tokens=len(self.prompt_token_ids),
-            cached_tokens=sum(c.num_cached for c in completions),
+            cached_tokens=sum(c.num_cached for c in [parts[0], *completions[1:]]),
             output_tokens=sum(len(c.token_ids) for c in completions),
-            preemptions=sum(c.num_preemptions for c in completions),
+            preemptions=sum(part.num_preemptions for part in parts),
         )
 
 

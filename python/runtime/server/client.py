@@ -172,7 +172,6 @@ class EngineClient(ABC):
         *,
         ready: asyncio.Event,
         num_completions: int = 1,
-        prompt_logprobs: int | None = None,
         generate: bool = True,
     ) -> Stream:
         """Queues a request; it may still be refused by its first event. `ready` is set at every event.
@@ -191,7 +190,7 @@ class EngineClient(ABC):
         self.num_open += num_completions
         self.queue_wait.arrive(stream.id, num_completions)
         prompt = np.asarray(prompt_token_ids, dtype=np.int32).tobytes()
-        self._send(Submit(stream.id, prompt, dict(params), dict(options), prompt_logprobs, generate))
+        self._send(Submit(stream.id, prompt, dict(params), dict(options), generate))
         return stream
 
     def check_room(self, num_completions: int) -> None:
@@ -310,7 +309,7 @@ def as_arguments(params: SamplingParams) -> dict[str, Any]:
     return {name: _plain(value) for name, value in given.items() if value != getattr(default, name)}
 
 
-_DERIVED = ("numbers", "stop_strings", "structure")
+_DERIVED = ("numbers", "stop_strings", "bad_word_strings", "structure")
 
 
 def _plain(value: Any) -> Any:

@@ -30,15 +30,14 @@ async def create_completion(request: Request) -> Response:
         generate = not _asks_for_nothing(body, passed)
         if not generate:
             del passed["max_tokens"]
-        timeout_s = serving.config.request_timeout
-        parsed = parse(body, passed, unknown, request.headers, timeout_s, logprobs=_count("logprobs", body))
+        counts = {"logprobs": _count("logprobs", body), "prompt_logprobs": _count("prompt_logprobs", body)}
+        if body.echo and counts["prompt_logprobs"] is None:
+            counts["prompt_logprobs"] = counts["logprobs"]
+        parsed = parse(body, passed, unknown, request.headers, serving.config.request_timeout, **counts)
         return body, parsed, generate
 
     body, parsed, generate = await serving.read_object(request, understand)
     serving.check_room(request.scope, parsed)
-    prompt_logprobs = _count("prompt_logprobs", body)
-    if body.echo and body.logprobs is not None and prompt_logprobs is None:
-        prompt_logprobs = parsed.params.logprobs
     prompts = await _encode(serving, body.prompt, parsed.params.n)
     shape = CompletionShape(
         serving.model, parsed.params.logprobs, shows_prompt_logprobs=body.prompt_logprobs is not None
@@ -51,7 +50,6 @@ async def create_completion(request: Request) -> Response:
         prompts,
         parsed,
         shape,
-        prompt_logprobs=prompt_logprobs,
         generate=generate,
         stream_options=body.stream_options,
     )

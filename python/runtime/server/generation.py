@@ -75,7 +75,6 @@ class Generation:
     """The prompts of one HTTP request.
 
     Args:
-        prompt_logprobs: likeliest tokens to name at each prompt token; None: prompts are not scored.
         generate: False: prompts are scored and nothing else.
         stream_options: include_usage: a stream ends with the token counts; continuous_usage_stats: every chunk has them
             so far, and tokens without text make one too.
@@ -89,7 +88,6 @@ class Generation:
         parsed: Parsed,
         shape: Shape,
         *,
-        prompt_logprobs: int | None = None,
         generate: bool = True,
         stream_options: StreamOptions | None = None,
     ) -> None:
@@ -98,7 +96,6 @@ class Generation:
         self._prompts = prompts
         self._parsed = parsed
         self._shape = shape
-        self._prompt_logprobs = prompt_logprobs
         self._generate = generate
         self._include_usage = bool(stream_options and stream_options.include_usage)
         self._continuous_usage = bool(stream_options and stream_options.continuous_usage_stats)
@@ -182,7 +179,6 @@ class Generation:
                 params=params,
                 options=options,
                 num_completions=self._parsed.params.n,
-                prompt_logprobs=self._prompt_logprobs,
                 generate=self._generate,
             )
         self._serving.release_body(self._request.scope)
@@ -209,7 +205,7 @@ class Generation:
         """The chunks that an event makes."""
         self._take(request, event)
         n, prompt = self._parsed.params.n, self._prompts[request]
-        is_scored = self._prompt_logprobs is not None and len(prompt.token_ids) > 1
+        is_scored = self._parsed.params.prompt_logprobs is not None and len(prompt.token_ids) > 1
         said: list[dict[str, Any] | None] = []
         if isinstance(event, Scored if is_scored else Accepted):
             said = [self._shape.head(index, prompt) for index in range(request * n, (request + 1) * n)]

@@ -17,7 +17,7 @@ from runtime.engine import Engine, RequestHandle, SubmitOptions, Subscription
 from runtime.errors import EngineDeadError, Error, InvalidRequestError
 from runtime.log import get_logger
 from runtime.outputs import Logprob, StreamChunk
-from runtime.sampling_params import SamplingParams
+from runtime.sampling_params import SCORE_PARAMS, SamplingParams
 from runtime.server.messages import (
     Abort,
     Accepted,
@@ -48,7 +48,6 @@ logger = get_logger(__name__)
 _NUM_OWNER_COLOURS = 24
 _MAX_CELLS = 1 << 14  # of the block map
 _MAX_ROWS = 200  # of the table of requests
-_SCORING = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
 
 
 class EngineHost:
@@ -198,7 +197,7 @@ def block_owners(snapshot: _core.SchedulerSnapshot) -> dict[str, Any]:
 
 
 class _Live:
-    """One request: scored first if that was asked for, then generated; then its prefix is cached.
+    """One request. Its scores are told before its tokens.
 
     `read` is called by the thread that sends outputs, `start` by the one that receives messages.
     """
@@ -213,14 +212,15 @@ class _Live:
         self._mark = mark
         self._is_aborted = False
         self._is_accepted = False
+        # prompts of one token have none
+        self._awaits_scores = len(self._prompt) > 1 and message.params.get("prompt_logprobs") is not None
         self._error: BaseException | None = None
         self._handle: RequestHandle | None = None
         self._outputs: Subscription | None = None
 
     def start(self) -> None:
         """Submits it; a refusal is read as its last event."""
-        scores = self._message.prompt_logprobs is not None and len(self._prompt) > 1
-        self._try(self._score if scores else self._generate)
+        self._try(self._submit)
 
     def abort(self) -> None:
         self._is_aborted = True
@@ -244,31 +244,24 @@ class _Live:
         if self._error is None and not self._is_accepted and (handle is None or handle.is_queued):
             self._is_accepted = True
             yield Accepted(self.id)
-        if self._error is None and handle is not None and handle.is_score:
-            yield from self._read_scores(handle)
-        elif self._error is None and handle is not None:
+        if self._error is None and handle is not None:
             yield from self._read_outputs(handle)
         if self._error is not None:
             self.has_ended = True
             yield Refused(self.id, to_wire(self._error))
 
-    def _read_scores(self, handle: RequestHandle) -> Iterator[Event]:
-        if not handle.done:
-            return
-        self._try(handle.raise_error)
-        if self._error is not None:
-            return
-        yield Scored(self.id, [[], *(_candidates(position) for position in handle.prompt_logprobs())])
-        if self._message.generate and not self._is_aborted:
-            self._try(self._generate)
-        else:
-            yield from self._end(handle)
-
     def _read_outputs(self, handle: RequestHandle) -> Iterator[Event]:
         assert self._outputs is not None
         ended = handle.done  # before it is read: the last token comes first
-        for chunk in self._outputs.read():
-            yield self._delta(chunk)
+        if self._awaits_scores:
+            if (positions := handle.prompt_logprobs()) is not None:
+                self._awaits_scores = False
+                yield Scored(self.id, [_candidates(position or {}) for position in positions])
+            elif not ended:
+                return
+        if self._message.generate:
+            for chunk in self._outputs.read():
+                yield self._delta(chunk)
         if ended:
             self._outputs.close()
             self._outputs = None  # it knows this object: a cycle
@@ -280,7 +273,7 @@ class _Live:
 
     def _end(self, handle: RequestHandle) -> Iterator[Event]:
         self.has_ended = True
-        metrics = dataclasses.asdict(handle.output().metrics)
+        metrics = dataclasses.asdict(handle.metrics())
         yield Ended(self.id, Metrics(**{name: metrics[name] for name in Metrics.__struct_fields__}))
 
     def _delta(self, chunk: StreamChunk) -> Delta:
@@ -288,16 +281,13 @@ class _Live:
         reason = None if chunk.finish_reason == "error" else chunk.finish_reason  # that comes as a Refused
         return Delta(self.id, chunk.index, chunk.delta, chunk.token_ids, logprobs, reason, chunk.stop_reason)
 
-    def _score(self) -> None:
-        params = dataclasses.replace(_SCORING, logprobs=self._message.prompt_logprobs)
-        self._follow(params, SubmitOptions(**{**self._message.options, "score_start": 1}))
-
-    def _generate(self) -> None:
-        if not self._message.generate:  # one token cannot be scored, and nothing else was asked for
-            raise InvalidRequestError("max_tokens", 0, "at least 1 with a prompt of one token", 1)
-        self._follow(SamplingParams(**self._message.params), SubmitOptions(**self._message.options))
-
-    def _follow(self, params: SamplingParams, options: SubmitOptions) -> None:
+    def _submit(self) -> None:
+        params, options = SamplingParams(**self._message.params), SubmitOptions(**self._message.options)
+        if not self._message.generate:
+            if not self._awaits_scores:  # one token cannot be scored, and nothing else was asked for
+                raise InvalidRequestError("max_tokens", 0, "at least 1 with a prompt of one token", 1)
+            params = dataclasses.replace(SCORE_PARAMS, prompt_logprobs=params.prompt_logprobs)
+            options = dataclasses.replace(options, score_start=1)
         handle = self._engine.submit(None, self._prompt, params, options)
         self._outputs = Subscription(handle, lambda: self._mark(self))
         self._handle = handle

@@ -33,15 +33,13 @@ class Submit(_Message):
         prompt_token_ids: int32, native order.
         params: arguments of `SamplingParams`.
         options: arguments of `SubmitOptions`.
-        prompt_logprobs: likeliest tokens to name at each prompt token; None: the prompt is not scored.
-        generate: False: the prompt is scored and nothing else.
+        generate: False: the prompt is scored, by `prompt_logprobs` of its params, and nothing else.
     """
 
     id: int
     prompt_token_ids: bytes
     params: dict[str, Any]
     options: dict[str, Any]
-    prompt_logprobs: int | None = None
     generate: bool = True
 
 

@@ -30,6 +30,7 @@ SAMPLING_FIELDS = (
     "max_tokens",
     "min_tokens",
     "allowed_token_ids",
+    "bad_words",
     "skip_special_tokens",
     "include_stop_str_in_output",
 )
@@ -48,7 +49,6 @@ _HARMLESS = frozenset(
 # known, and refused unless the value asks for nothing, which null never does, or the endpoint has such a field
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "bad_words": ([],),
     "best_of": (1,),
     "chat_template": (),
     "documents": ([],),
