@@ -191,7 +191,7 @@ def test_damaged_files_are_refused_and_never_more(tmp_path):
     torch.save({f"layer.{i}.weight": torch.randn(4, 4) for i in range(3)}, buffer)
     whole, rng, refused = buffer.getvalue(), random.Random(0), 0
     begin = whole.index(b"\x80\x02}")  # of data.pkl
-    for _ in range(1500):
+    for _ in range(1000):
         damaged = bytearray(whole)
         for _ in range(rng.randint(1, 3)):
             damaged[rng.choice([rng.randrange(begin, begin + 400), rng.randrange(len(whole))])] = rng.randrange(256)
@@ -202,7 +202,40 @@ def test_damaged_files_are_refused_and_never_more(tmp_path):
         except ModelFormatError as error:
             assert "pytorch_model.bin" in str(error)
             refused += 1
-    assert refused > 500
+    assert refused > 400
+
+
+def nested_for_ever(kind):
+    """The body of a pickle of 2**60 leaves: each level holds the one below twice."""
+    value = kind()
+    for _ in range(60):
+        value = kind([value, value])
+    return pickle.dumps(value, 2)[2:-1]
+
+
+@pytest.mark.parametrize(
+    "program, sentence",
+    [
+        (b"}" + nested_for_ever(tuple) + b"K\x01s", "a key of its data.pkl is no name"),
+        (b"}X\x01\0\0\0a" + nested_for_ever(list) + b"s", "its 'a' is not a tensor"),
+        (nested_for_ever(list) + b")R", "it calls a list, which makes no tensor"),
+        (
+            b"(X\x07\0\0\0storagectorch\nFloatStorage\n" + nested_for_ever(list) + b"NK\x01tQ",
+            "a storage without a name",
+        ),
+        (b"ctorch.hub\nload\n)R", "it calls torch.hub.load"),
+        (b"csys\nexit\n)\x81", "its data.pkl has NEWOBJ"),
+        (b"K\x01", "it does not hold tensors by name"),
+        (b"N" * 10 + b"u", "not a file of tensors by torch.save"),
+    ],
+)
+def test_hostile_descriptions_end_at_once(tmp_path, program, sentence):
+    path = tmp_path / "pytorch_model.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02" + program + b".")
+    with pytest.raises(ModelFormatError) as refused:
+        read_torch_file(path)
+    assert sentence in str(refused.value)
 
 
 def compressed(folder):

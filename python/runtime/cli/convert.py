@@ -87,7 +87,7 @@ def tensors_to_write(source: Path, dtype: str) -> list[TensorToWrite]:
 def _cast(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
     """The values in `dtype`; ModelFormatError where a finite one would become infinite."""
     cast = values.to(dtype)
-    if dtype is not values.dtype and not cast.isfinite().all() and values.isfinite().all():
+    if dtype is not values.dtype and _has_infinite(cast) and not _has_infinite(values):
         import torch
 
         raise ModelFormatError(
@@ -96,6 +96,10 @@ def _cast(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
             hint="--dtype bfloat16 has the range of float32",
         )
     return cast
+
+
+def _has_infinite(values: Tensor) -> bool:
+    return values.numel() > 0 and any(bool(extreme.isinf()) for extreme in values.aminmax())  # makes no copy
 
 
 def _check_destination(source: Path, destination: Path, overwrite: bool) -> None:

@@ -186,6 +186,8 @@ class _Interpreter:
     def _set_items(self, items: list[Any]) -> None:
         if not isinstance(self._stack[-1], dict):
             raise TypeError("items of what is no dict")
+        if not all(isinstance(name, str) for name in items[::2]):  # the hash of a nested tuple can take for ever
+            raise _Refused("a key of its data.pkl is no name")
         self._stack[-1].update(zip(items[::2], items[1::2]))
 
     def _append(self, items: list[Any]) -> None:
@@ -201,6 +203,8 @@ class _Interpreter:
         kind, storage_type, key, _device, count = self._stack.pop()
         if kind != "storage" or not isinstance(storage_type, _Name) or storage_type.text not in _STORAGES:
             raise _Refused(f"its tensors have a storage of {_text(storage_type)}, which is not supported")
+        if not isinstance(key, str):
+            raise TypeError("a storage without a name")
         dtype, (start, end) = _STORAGES[storage_type.text], self._entries[f"data/{key}"]
         if end - start != count * dtype.itemsize:
             raise _Refused(f"its data/{key} has {end - start} bytes, {count} elements of {dtype} were announced")
@@ -234,8 +238,9 @@ class _Interpreter:
         )
 
 
-def _text(name: object) -> str:
-    return name.text.replace(" ", ".") if isinstance(name, _Name) else shorten(name)
+def _text(value: object) -> str:
+    """A name as Python writes it; of anything else the kind alone, for the text of a nested one can be endless."""
+    return value.text.replace(" ", ".") if isinstance(value, _Name) else f"a {type(value).__name__}"
 
 
 _HANDLERS: dict[str, Callable[[_Interpreter, Any], None]] = {
