@@ -238,6 +238,39 @@ def test_hostile_descriptions_end_at_once(tmp_path, program, sentence):
     assert sentence in str(refused.value)
 
 
+def text(word):
+    return b"X" + len(word).to_bytes(4, "little") + word
+
+
+@pytest.mark.parametrize(
+    "count, offset, size, stride, found",
+    [
+        (4, 0, 4, 1, [0, 1, 2, 3]),
+        (4, 1, 2, 2, [1, 3]),
+        (4, 1, 4, 1, "a tensor of [4] from element 1 on passes the 4 of its storage"),
+        (4, 0, 3, 2, "a tensor of [3] from element 0 on passes the 4 of its storage"),
+        (4, 0, 5, 0, "a tensor of [5] from element 0 on passes the 4 of its storage"),  # one element, any size
+        (5, 0, 4, 1, "its data/0 has 16 bytes, 5 elements of torch.float32 were announced"),
+    ],
+)
+def test_a_tensor_lies_inside_its_storage(tmp_path, count, offset, size, stride, found):
+    storage = (
+        b"(" + text(b"storage") + b"ctorch\nFloatStorage\n" + text(b"0") + text(b"cpu") + bytes([75, count]) + b"tQ"
+    )
+    shape = bytes([75, offset, 75, size, 0x85, 75, stride, 0x85])
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + shape + b"\x89NtR"
+    path = tmp_path / "pytorch_model.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02}" + text(b"a") + tensor + b"s.")
+        archive.writestr("model/data/0", torch.arange(4, dtype=torch.float32).numpy().tobytes())
+    if isinstance(found, list):
+        assert read_torch_file(path)["a"].read().tolist() == found
+        return
+    with pytest.raises(ModelFormatError) as refused:
+        read_torch_file(path)
+    assert found in str(refused.value)
+
+
 def compressed(folder):
     pickled(folder)
     with zipfile.ZipFile(folder / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:

@@ -159,6 +159,7 @@ def test_what_is_said_of_shared_memory_is_what_a_group_takes():
 def test_a_kernel_cache_that_cannot_be_written(monkeypatch, gpus, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    gpus(0)
     status, detail, fix = doctor_system.kernel_cache()
     assert status == WARN and "file/cache: not a directory" in detail and "TRITON_CACHE_DIR=FOLDER" in fix
     gpus(1)
