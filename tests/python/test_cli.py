@@ -124,6 +124,22 @@ def test_doctor_fails_with_the_fix_where_something_is_too_old_or_cannot_be_asked
     assert run("doctor")[:2] == (0, "WARN shm          little; give it more\n")
 
 
+@pytest.mark.parametrize(
+    "shell, lines",
+    [
+        (
+            "bash",
+            ['convert) words="--dtype --help --max-shard-size --overwrite"', 'doctor) words="--help --json --port"'],
+        ),
+        ("zsh", ['convert) words="--dtype --help --max-shard-size --overwrite"']),
+        ("fish", ["from convert' -l max-shard-size", "from doctor' -l port"]),
+    ],
+)
+def test_completion_knows_every_verb_and_flag(run, shell, lines):
+    code, out, _ = run("completion", shell)
+    assert code == 0 and all(line in out for line in lines) and all(verb in out for verb in VERBS)
+
+
 def test_version(run):
     code, out, _ = run("version")
     assert code == 0 and out.startswith(f"runtime {runtime.__version__}\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cli.main import main
+from runtime.cli.main import VERBS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
@@ -70,6 +70,13 @@ def test_the_core_api_is_that_of_the_stub():
 
 def test_readme_names_every_page():
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in README] == []
+
+
+def test_readme_shows_every_verb():
+    named = {verb for verb in VERBS if f"runtime {verb}" in README}
+    assert set(VERBS) - named == {"version"}
+    used = {words[1] for block in code_blocks(README, "sh") for words in re.findall(r"\b(runtime) ([a-z]+)", block)}
+    assert used <= set(VERBS)
 
 
 def test_the_map_names_every_folder():

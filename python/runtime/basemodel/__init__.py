@@ -18,6 +18,7 @@ from .registry import (
     load_model,
     model_class,
     model_class_of,
+    needed_tensors,
     register_model,
     tp_sizes,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "load_model",
     "model_class",
     "model_class_of",
+    "needed_tensors",
     "register_model",
     "tp_sizes",
 ]

@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..errors import ConfigError, ModelFormatError, shorten
-from ..loader import check_model_folder
+from ..loader import TensorInfo, check_model_folder
 from ..loader.model_folder import read_json
 from ..parallel import TpGroup
 from .base_model import TpPartBaseModel
+from .weights import BaseLayerWeight, dummy_tensors, verify_load
+from .weights.param import WeightSource
 
 ModelClass = TypeVar("ModelClass", bound=type[TpPartBaseModel])
 
@@ -88,6 +90,18 @@ def tp_sizes(model_dir: str | Path, largest: int = 16) -> list[int]:
             continue
         found.append(size)
     return found
+
+
+def needed_tensors(model_dir: str | Path, source: WeightSource) -> dict[str, TensorInfo]:
+    """The tensors of `source` that the model of a folder reads, in its order, by the names it declares.
+
+    Raises:
+        ModelFormatError: every missing, unused and mis-shaped tensor.
+    """
+    model = model_class_of(model_dir)(0, 1, model_dir, 16, device="meta", load_format="dummy")
+    layers: list[BaseLayerWeight] = [model.pre_post_weight, *model.trans_layers_weight]
+    verify_load(layers, source, model.ignored_tensors)
+    return {name: source.tensors[source.name_of(name)] for name in dummy_tensors(layers)}
 
 
 def load_model(

@@ -28,6 +28,7 @@ VERBS = {
     "doctor": "check this machine",
     "bench": "measure this engine beside others, or its parts",
     "simulate": "serve made-up requests in virtual time",
+    "convert": "make safetensors of a model folder",
     "completion": "print a shell's completion script",
     "version": "print versions",
 }

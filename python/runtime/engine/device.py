@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from runtime.errors import ConfigError, DeviceNotFoundError, ModelFormatError, did_you_mean
+from runtime.errors import CapacityError, ConfigError, DeviceNotFoundError, ModelFormatError, did_you_mean
 from runtime.kernels.attention_shapes import HEAD_DIMS
 from runtime.log import get_logger
 
@@ -72,10 +74,16 @@ def stated_device(name: str | None, memory_bytes: int | None) -> Device:
 
 
 def probe_device(kind: str) -> Device:
-    """The device of this machine, as it is now."""
+    """The device of this machine, as it is now.
+
+    Raises:
+        CapacityError: it has no memory left, not even to be asked.
+        DeviceNotFoundError: it does not let itself be used.
+    """
     if kind == "cpu":
         return Device("cpu", "the CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    free, total = torch.cuda.mem_get_info()
+    with making_context():
+        free, total = torch.cuda.mem_get_info()
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
     return Device(
         "cuda", found.name, total, total - free, found.multi_processor_count, torch.cuda.get_device_capability()
@@ -124,6 +132,40 @@ def _in_one_sentence(message: str, built_for: str) -> tuple[str, str]:
     if "no NVIDIA driver" in message:
         return "torch sees no CUDA device: there is no NVIDIA driver", ""
     return f"torch sees no CUDA device: {message.splitlines()[0].rstrip('.')}", "`nvidia-smi` shows the driver's state"
+
+
+@contextmanager
+def making_context() -> Iterator[None]:
+    """Around the first call to the device, which makes the CUDA context.
+
+    Raises:
+        CapacityError: the device has no memory left for one.
+        DeviceNotFoundError: it does not let itself be used.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise _no_context(error) from None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether it says that a device has no memory left: torch's allocator, or what allocates past it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("CUDA error: out of memory", "[CUDA]: out of memory", "STATUS_ALLOC_FAILED")
+    )
+
+
+def _no_context(error: RuntimeError) -> CapacityError | DeviceNotFoundError:
+    if is_out_of_memory(error):
+        return CapacityError(
+            f"other processes hold the memory of the device: the {CONTEXT_BYTES / GIB:.2f} GiB of a CUDA context are "
+            "not free",
+            hint="`nvidia-smi` shows who; CUDA_VISIBLE_DEVICES chooses another GPU",
+        )
+    return DeviceNotFoundError(
+        f"device='cuda': {str(error).splitlines()[0].rstrip('.')}",
+        hint="`nvidia-smi` shows the device's state; device='cpu' works",
+    )
 
 
 def check_device(model: TpPartBaseModel, device: Device) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from runtime.config import EngineConfig
 from runtime.engine.commands import Commands
-from runtime.engine.device import resolve_device
+from runtime.engine.device import making_context, resolve_device
 from runtime.engine.intake import Intake
 from runtime.engine.knobs import Knobs
 from runtime.engine.loading import LoadedModel, load_model
@@ -207,7 +207,8 @@ class Engine:
     def _start(self) -> None:
         self._timer.enter("device")
         if self.device == "cuda":  # of this thread; graphs are not captured on the default stream
-            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+            with making_context():
+                torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
         self.num_steps_in_flight = steps = self._knobs.num_steps_in_flight or (2 if self.device == "cuda" else 1)
         self._timer.enter("ranks")
         loaded = load_model(self.config, self.device, self._ranks.join(), self._timer)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from runtime.engine.device import GIB, Device
+from runtime.engine.device import GIB, Device, is_out_of_memory
 from runtime.engine.memory_plan import MemoryPlan
 from runtime.errors import CapacityError
 from runtime.log import get_logger
@@ -17,6 +17,7 @@ from runtime.log import get_logger
 logger = get_logger(__name__)
 
 _TOLERANCE = 0.02
+_OWN_GROWTH = GIB // 2  # of what is not torch's: code and libraries of this process, which look like another's
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class MemoryMeter:
         """CapacityError, with what is free now, where an allocation that was planned fails."""
         try:
             yield
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             shortage = self._shortage(plan)
         else:
             return
@@ -102,14 +105,21 @@ class MemoryMeter:
         free, total = torch.cuda.mem_get_info()
         others = total - free - torch.cuda.memory_reserved()  # the context and other processes
         taken = max(others - plan.context, 0)
-        fits = plan.kv_cache - taken
-        smaller = f", or kv_cache_memory_bytes={fits} would fit" if fits > 0 else ""
         return CapacityError(
             f"the device ran out of memory: {plan.total / GIB:.2f} of {total / GIB:.2f} GiB were planned with "
             f"{plan.context / GIB:.2f} GiB in use by others, who have {others / GIB:.2f} GiB now, and "
             f"{free / GIB:.2f} GiB are free",
-            hint=f"stop the process that took {taken / GIB:.2f} GiB meanwhile and start again{smaller}",
+            hint=_advice(taken, plan.kv_cache),
         )
+
+
+def _advice(taken: int, kv_cache: int) -> str:
+    """Where others took so much between plan and start, and `kv_cache` bytes were planned."""
+    if taken > _OWN_GROWTH:
+        stop = f"stop the process that took {taken / GIB:.2f} GiB meanwhile and start again"
+        return f"{stop}, or kv_cache_memory_bytes={kv_cache - taken} would fit" if kv_cache > taken else stop
+    less = max(kv_cache - GIB, kv_cache // 2)
+    return f"no other process took it: the plan was too low; kv_cache_memory_bytes={less} leaves more room"
 
 
 def _in_use() -> int:

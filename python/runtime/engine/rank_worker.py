@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from runtime.config import EngineConfig
+from runtime.engine.device import making_context
 from runtime.engine.loading import LoadedModel, load_model
 from runtime.engine.model_runner import ModelRunner, Step
 from runtime.engine.peers import Channel, Peers, RankChannel
@@ -62,8 +63,9 @@ class ModelRankWorker:
     def init(self, unique_id: bytes, rank: int) -> None:
         self._timer.enter("device")
         if self._device == "cuda":
-            torch.cuda.set_device(rank)
-            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+            with making_context():
+                torch.cuda.set_device(rank)
+                torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
         self._timer.enter("ranks")
         self._peers = Peers(join(self._config, self._device, unique_id, rank, self._channel), self._channel)
 

@@ -11,15 +11,21 @@ if TYPE_CHECKING:
     from .model_config import ModelConfig, read_config
     from .model_folder import check_model_folder
     from .safetensors_header import TensorInfo, read_header
+    from .safetensors_writer import TensorToWrite, write_safetensors
+    from .torch_checkpoint import TorchCheckpoint, open_weights
 
 __all__ = [
     "Checkpoint",
     "DummyCheckpoint",
     "ModelConfig",
     "TensorInfo",
+    "TensorToWrite",
+    "TorchCheckpoint",
     "check_model_folder",
+    "open_weights",
     "read_config",
     "read_header",
+    "write_safetensors",
 ]
 
 _HOMES = {
@@ -27,9 +33,13 @@ _HOMES = {
     "DummyCheckpoint": "dummy",
     "ModelConfig": "model_config",
     "TensorInfo": "safetensors_header",
+    "TensorToWrite": "safetensors_writer",
+    "TorchCheckpoint": "torch_checkpoint",
     "check_model_folder": "model_folder",
+    "open_weights": "torch_checkpoint",
     "read_config": "model_config",
     "read_header": "safetensors_header",
+    "write_safetensors": "safetensors_writer",
 }
 
 

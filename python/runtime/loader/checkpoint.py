@@ -1,7 +1,8 @@
 """The tensors of a model folder, read in slices."""
 
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,7 @@ from .safetensors_header import TensorInfo, read_header
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 READING, COPYING = "weights", "device_copy"  # phases of a start
+InfoT = TypeVar("InfoT", bound=TensorInfo)
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -36,8 +38,7 @@ class Checkpoint:
         folder = check_model_folder(model_dir)
         self.tensors = _all_tensors(folder)
         self.bytes_read = 0
-        has_prefix = any(name.startswith(optional_prefix) for name in self.tensors)
-        self._dropped_prefix = "" if has_prefix else optional_prefix
+        self._dropped_prefix = dropped_prefix(self.tensors, optional_prefix)
         self._files: dict[Path, Any] = {}
         self._timer = timer or StartTimer(READING)
 
@@ -67,9 +68,14 @@ class Checkpoint:
         return self._files[path]
 
 
+def dropped_prefix(names: Iterable[str], optional_prefix: str) -> str:
+    """What names asked for lose: the prefix where no name of the files has it."""
+    return "" if any(name.startswith(optional_prefix) for name in names) else optional_prefix
+
+
 def _all_tensors(folder: Path) -> dict[str, TensorInfo]:
     if (folder / INDEX_NAME).exists():
-        return _sharded_tensors(folder)
+        return sharded_tensors(folder, INDEX_NAME, read_header)
     if (folder / SINGLE_NAME).exists():
         return read_header(file_in_folder(folder, SINGLE_NAME))
     names = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -89,21 +95,22 @@ def _refuse_without_safetensors(folder: Path) -> None:
     if pickled:
         raise ModelFormatError(
             f"{folder} has no safetensors; {pickled[0]} is not read, because such files can run code when opened",
-            hint="convert it to safetensors",
+            hint="`runtime convert SRC DST` makes safetensors of it without running any",
         )
     raise ModelFormatError(f"{folder} has no safetensors", hint="load_format='dummy' runs with random weights")
 
 
-def _sharded_tensors(folder: Path) -> dict[str, TensorInfo]:
-    weight_map = read_json(folder, INDEX_NAME).get("weight_map")
+def sharded_tensors(folder: Path, index_name: str, read: Callable[[Path], Mapping[str, InfoT]]) -> dict[str, InfoT]:
+    """The tensors of the files that an index names, each of which `read` opens; both must name the same ones."""
+    weight_map = read_json(folder, index_name).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ModelFormatError(f"{INDEX_NAME} has no weight_map from tensor names to file names")
-    headers = {name: read_header(file_in_folder(folder, name)) for name in sorted(set(weight_map.values()))}
+        raise ModelFormatError(f"{index_name} has no weight_map from tensor names to file names")
+    headers = {name: read(file_in_folder(folder, name)) for name in sorted(set(weight_map.values()))}
     absent = [
-        f"{file} lacks tensor {name} of {INDEX_NAME}" for name, file in weight_map.items() if name not in headers[file]
+        f"{file} lacks tensor {name} of {index_name}" for name, file in weight_map.items() if name not in headers[file]
     ]
     unlisted = [
-        f"{INDEX_NAME} lacks tensor {name} of {file}"
+        f"{index_name} lacks tensor {name} of {file}"
         for file, header in headers.items()
         for name in header
         if weight_map.get(name) != file
