@@ -119,7 +119,7 @@ def aims() -> Iterator[str]:
     ours = {_key(row): row for row in usual()}
     yield "| model | devices | scenario | measured | aim | from it |"
     yield "|---|---|---|---|---|---|"
-    for aim in rows("aims.jsonl"):
+    for aim in json.loads((ROWS / "aims.json").read_text()):
         row = ours[_key(aim)]
         name = next(key for key in ("tpot_ms", "tok_s", "s") if key in aim)
         away = f"{100 * (row[name] / aim[name] - 1):+.0f} %"
