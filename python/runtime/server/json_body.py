@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -26,6 +27,11 @@ _PIECE_BYTES = 128 << 10  # scanned without letting other threads run
 _DISCARD_BYTES, _DISCARD_S = 16 << 20, 0.5  # of a body that is refused
 
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},:"))
+# half of a UTF-16 pair; the other backslashes are gone
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD][89abAB][\da-fA-F]{2}(?!\\u[dD][c-fC-F][\da-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][\da-fA-F]{2})\\u[dD][c-fC-F][\da-fA-F]{2}"
+)
 _AS_STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")  # of the depth, as int8
 
 
@@ -145,10 +151,21 @@ def parse_object(body: bytes) -> dict[str, Any]:
         check_structure(body)
         found = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise HttpError(400, f"the body is not JSON: {str(error)[:200]}", "invalid_json") from None
+        found = _lone_surrogate(body, str(error)) or str(error)[:200]
+        raise HttpError(400, f"the body is not JSON: {found}", "invalid_json") from None
     if not isinstance(found, dict):
         raise HttpError(400, f"the body is {_kind(found)}: must be a JSON object", "invalid_json")
     return found
+
+
+def _lone_surrogate(body: bytes, error: str) -> str | None:
+    """What msgspec calls an invalid pair or, when the body has no room for the other half, truncated."""
+    if "surrogate" not in error and not ("truncated" in error and body.rstrip().endswith(b"}")):
+        return None
+    found = _LONE_SURROGATE.search(body.replace(b"\\\\", b"  "))  # of the same length
+    if found is None:
+        return None
+    return f"{found[0].decode()} (byte {found.start()}) is half of a surrogate pair: leave it out, or send \\ufffd"
 
 
 def is_shallow(body: bytes, max_depth: int = MAX_DEPTH) -> bool:
