@@ -238,7 +238,8 @@ class EngineClient(ABC):
     def _receive(self, message: FromEngine) -> None:
         self._last_answer_at = time.monotonic()
         if isinstance(message, Outputs):
-            self._unrouted.extend(message.events)
+            # first tokens first: a reader who has some waits more easily; each request's own stay in their order
+            self._unrouted.extend(sorted(message.events, key=lambda event: not self.queue_wait.has(event.id)))
             self._route_some()
         elif isinstance(message, Answer):
             answer = self._answers.get(message.id)
