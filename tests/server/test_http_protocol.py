@@ -186,3 +186,11 @@ def test_the_deadline_of_headers_does_not_run_while_a_request_is_answered(protoc
     half = len(SIZED) - 2
     answer = exchange(protocol, [SIZED[:half], SIZED[half:]], app=Echo(delay_s=0.5), pause_s=0.5, header_timeout_s=0.2)
     assert bodies(answer)[0]["body"] == "hello"
+
+
+@pytest.mark.skipif(len(PROTOCOLS) == 1, reason="h11 bounds what is not complete yet")
+@pytest.mark.parametrize("trailers", [False, True])
+def test_headers_that_come_whole_are_bounded_too(trailers):
+    long = b"x: " + b"y" * (MAX_HEADER_BYTES + 1) + b"\r\n\r\n"
+    answer = exchange(PROTOCOLS[0], [CHUNKS + b"0\r\n" + long if trailers else HEAD + long])
+    assert b" 200 OK" not in answer
