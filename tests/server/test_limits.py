@@ -114,6 +114,32 @@ def test_bad_bodies_are_refused(client, body, status, code):
         assert response.json()["error"]["code"] == code
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (r"\ud800", r"\ud800 (byte 12)"),  # which a parser may take for an end that is missing
+        (r"ab\udbff c" + "d" * 50, r"\udbff (byte 14)"),
+        (r"\uDC00", r"\uDC00 (byte 12)"),
+        (r"\ud83d\ude00\ud83d", r"\ud83d (byte 24)"),
+        (r"\ud83d\ud83d\ude00", r"\ud83d (byte 12)"),
+        (r"\ud83d\ude00\ude00", r"\ude00 (byte 24)"),
+        (r"\\\ud800", r"\ud800 (byte 14)"),
+        (r"\ud800\n", r"\ud800 (byte 12)"),
+    ],
+)
+def test_half_a_surrogate_pair_is_named(client, text, said):
+    response = post(client, b'{"prompt": "' + text.encode() + b'"}')
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["code"] == "invalid_json"
+    assert f"the body is not JSON: {said} is half of a surrogate pair" in error["message"]
+
+
+@pytest.mark.parametrize("body", [b'{"prompt": "a', b'{"prompt": "\\ud83d', b'{"prompt": "\\\\ud800', b"{x \\ud800}"])
+def test_other_broken_json_is_not_called_a_surrogate(client, body):
+    message = post(client, body).json()["error"]["message"]
+    assert "not JSON" in message and "surrogate" not in message
+
+
 def test_bodies_are_bounded(client, start_server, wait_for):
     limited = start_server(*LIMITS)
     with httpx.Client(base_url=limited.url) as other:

@@ -86,7 +86,15 @@ def test_a_bad_file_is_refused(serve, tmp_path, text, sentence):
         ([], {"RUNTIME_PORT": "x"}, 2, "RUNTIME_PORT='x': must be an integer"),
         ([], {"RUNTIME_DETERMINISTIC": "maybe"}, 2, "must be true or false"),
         (["--config", "/nowhere.toml"], {}, 2, "/nowhere.toml: No such file"),
-        (["--port", 99999], {}, 2, "port=99999: must be an integer between 0 and 65535"),
+        (["--port", 99999], {}, 2, "port=99999: must be an integer between 0 and 65535; nearest: 65535"),
+        (
+            [],
+            {"RUNTIME_MAX_CONNECTIONS": "0"},
+            2,
+            "max_connections=0: must be an integer between 1 and 1048576; nearest: 1",
+        ),
+        (["--max-queued-requests", -1], {}, 2, "must be an integer between 0 and 2147483647; nearest: 0"),
+        (["--body-timeout", 100000], {}, 2, "must be a number of seconds between 0 and 86400; nearest: 86400"),
         (["--host", "0.0.0.0"], {}, 2, "an API key is needed (--api-key or RUNTIME_API_KEY"),
         (["--host", "no-such-host.invalid", "--insecure-no-auth", "--dry-run"], {}, 2, "cannot listen on"),
         (["--header-timeout", 0], {}, 2, "header_timeout=0"),
@@ -99,6 +107,17 @@ def test_a_bad_file_is_refused(serve, tmp_path, text, sentence):
 def test_bad_settings_are_refused(serve, arguments, variables, code, sentence):
     found, out, err = serve(*arguments, **variables)
     assert found == code and sentence in err, err
+
+
+def test_limits_in_a_file_name_the_nearest_value(serve, tmp_path):
+    file = tmp_path / "runtime.toml"
+    for text, sentence in (
+        ("port = 99999", "port=99999: must be an integer between 0 and 65535; nearest: 65535"),
+        ("max-queued-requests = -1", "max_queued_requests=-1: must be an integer between 0 and 2147483647; nearest: 0"),
+    ):
+        file.write_text(f"[serve]\n{text}")
+        code, _, err = serve("--config", file, "--dry-run")
+        assert code == 2 and sentence in err
 
 
 def test_a_dry_run_checks_and_plans(serve):

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from runtime.errors import (
     prompt_too_long,
 )
 from runtime.log import get_logger
+from runtime.sampling_params import SamplingParams
 from runtime.server.messages import (
     Abort,
     Ack,
@@ -43,9 +44,6 @@ from runtime.server.messages import (
 from runtime.server.queue_wait import QueueWait
 from runtime.structured_outputs import StructuredOutputsParams
 
-if TYPE_CHECKING:
-    from runtime.sampling_params import SamplingParams
-
 logger = get_logger(__name__)
 
 _EVENTS_A_TURN = 32
@@ -61,6 +59,10 @@ class Stream:
         self._events: list[Event] = []
         self._ready = ready
         self._error: Error | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.has_ended and not self._events and self._error is None
 
     def take(self) -> list[Event]:
         """Everything since the last call.
@@ -115,6 +117,11 @@ class Streams:
             if events or has_ended:
                 return events
             await self._ready.wait()
+
+    @property
+    def is_complete(self) -> bool:
+        """All have ended without an error, and everything was read."""
+        return all(stream.is_complete for stream in self._streams)
 
     def abort(self) -> None:
         """Ends all that still run; whoever reads gets RequestAborted. Idempotent."""
@@ -238,7 +245,8 @@ class EngineClient(ABC):
     def _receive(self, message: FromEngine) -> None:
         self._last_answer_at = time.monotonic()
         if isinstance(message, Outputs):
-            self._unrouted.extend(message.events)
+            # first tokens first: a reader who has some waits more easily; each request's own stay in their order
+            self._unrouted.extend(sorted(message.events, key=lambda event: not self.queue_wait.has(event.id)))
             self._route_some()
         elif isinstance(message, Answer):
             answer = self._answers.get(message.id)
@@ -305,10 +313,10 @@ def as_arguments(params: SamplingParams) -> dict[str, Any]:
     """The arguments that make an equal SamplingParams: those that are not the default."""
     given = {name: getattr(params, name) for name in params.__dataclass_fields__ if name not in _DERIVED}
     given["structured_outputs"] = params.structure
-    default = type(params)()
-    return {name: _plain(value) for name, value in given.items() if value != getattr(default, name)}
+    return {name: _plain(value) for name, value in given.items() if value != getattr(_DEFAULT, name)}
 
 
+_DEFAULT = SamplingParams()
 _DERIVED = ("numbers", "stop_strings", "bad_word_strings", "structure")
 
 

@@ -198,4 +198,11 @@ async def _encode(serving: Serving, prompt: Any, n: int) -> list[Prompt]:
         serving.engine.check_room(len(prompts) * n)
         return [Prompt(*encode_prompt(one, tokenizer, max_tokens)) for one in prompts]
 
-    return await serving.in_thread(encode)
+    return await serving.on_text(_length_of(prompt), encode)
+
+
+def _length_of(prompt: Any) -> int:
+    """Characters and tokens of a prompt or a list of them, whatever else it may be."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    return sum(len(one) if isinstance(one, (str, list)) else 1 for one in prompt) if isinstance(prompt, list) else 1

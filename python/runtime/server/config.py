@@ -78,7 +78,9 @@ class ServerConfig:
         for name, (low, high) in _INTEGERS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(f"{name}={shorten(value)}: must be an integer between {low} and {high}")
+                raise ConfigError(
+                    f"{name}={shorten(value)}: must be an integer between {low} and {high}{_nearest(value, low, high)}"
+                )
         for name in (*_SECONDS, "drain_timeout"):
             self._check_seconds(name)
         for name, allowed in (("log_format", _LOG_FORMATS), ("tool_call_parser", TOOL_CALL_PARSERS)):
@@ -98,7 +100,8 @@ class ServerConfig:
         if value is None and type(self).__dict__.get(name) is None:
             return
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 86400:
-            raise ConfigError(f"{name}={shorten(value)}: must be a number of seconds between 0 and 86400")
+            nearest = _nearest(value, 0 if name == "drain_timeout" else 1, 86400)
+            raise ConfigError(f"{name}={shorten(value)}: must be a number of seconds between 0 and 86400{nearest}")
         if value == 0 and name != "drain_timeout":
             raise ConfigError(f"{name}=0: must be above 0 seconds")
 
@@ -117,6 +120,13 @@ class ServerConfig:
         if self.allowed_host is not None:
             return tuple(name.lower() for name in self.allowed_host)
         return (*_LOOPBACK_NAMES, self.host) if self.is_loopback else None
+
+
+def _nearest(value: object, low: int, high: int) -> str:
+    """The nearest value that works, for the end of a message; "" for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        return ""
+    return f"; nearest: {int(min(max(value, low), high))}"
 
 
 def with_masked_secrets(values: Mapping[str, object]) -> dict[str, object]:

@@ -33,6 +33,7 @@ class EngineProcess(EngineClient):
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._unsent: list[bytes] = []
         self._receiving: asyncio.Task[None]
 
     @property
@@ -77,8 +78,16 @@ class EngineProcess(EngineClient):
             self._writer.close()
 
     def _send(self, message: ToEngine) -> None:
+        """With all others of this turn of the loop: a burst of requests is one write, and wakes the engine once."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(frame(message))
+
+    def _flush(self) -> None:
         assert self._writer is not None, "started"
-        self._writer.write(frame(message))
+        unsent, self._unsent = self._unsent, []
+        if not self._writer.is_closing():
+            self._writer.write(b"".join(unsent))
 
     async def _receive_all(self, reader: asyncio.StreamReader) -> None:
         try:

@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -147,22 +146,24 @@ class Generation:
         """The result, made in a thread when that takes long."""
         return await self._serving.in_thread(encode) if is_long else encode()
 
-    async def _chunks(self, events: list[tuple[int, Event]], watcher: asyncio.Task[None]) -> AsyncIterator[bytes]:
-        """Blocks of server-sent events; an error is the last of them."""
+    async def _chunks(
+        self, events: list[tuple[int, Event]], watcher: asyncio.Task[None]
+    ) -> AsyncIterator[tuple[bytes, bool]]:
+        """(block of server-sent events, whether others follow); an error is the last of them."""
         error: BaseException | None = None
         try:
-            while events:
-                block = await self._beside_loop(_num_positions(events) > _MAX_POSITIONS, partial(self._say_all, events))
+            while True:
+                block = await self._say_all(events)
+                if self._streams.is_complete:
+                    break
                 if block:
-                    yield block
+                    yield block, True
                 events = await self._streams.read()
-            if self._include_usage:
-                yield self._encode(self._shape.tail(self._usage()))
-            yield b"data: [DONE]\n\n"
+            yield block + self._last_words(), False
         except Exception as found:
             error = found
             if not self._is_disconnected:
-                yield self._encode(error_object(found))
+                yield self._encode(error_object(found)), False
         except BaseException as found:
             error = found
             raise
@@ -198,8 +199,15 @@ class Generation:
         self._is_disconnected = True
         self._streams.abort()
 
-    def _say_all(self, events: list[tuple[int, Event]]) -> bytes:
-        return b"".join(self._encode(chunk) for request, event in events for chunk in self._say(request, event))
+    async def _say_all(self, events: list[tuple[int, Event]]) -> bytes:
+        def say() -> bytes:
+            return b"".join(self._encode(chunk) for request, event in events for chunk in self._say(request, event))
+
+        return await self._beside_loop(_num_positions(events) > _MAX_POSITIONS, say)
+
+    def _last_words(self) -> bytes:
+        usage = self._encode(self._shape.tail(self._usage())) if self._include_usage else b""
+        return usage + b"data: [DONE]\n\n"
 
     def _say(self, request: int, event: Event) -> Iterator[dict[str, Any]]:
         """The chunks that an event makes."""
@@ -296,9 +304,9 @@ def _num_positions(events: Sequence[tuple[int, Event]]) -> int:
 
 
 class EventStream(Response):
-    """Server-sent events from an iterator of blocks."""
+    """Server-sent events from an iterator of blocks, the last of which is written with the end of the answer."""
 
-    def __init__(self, blocks: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+    def __init__(self, blocks: AsyncIterator[tuple[bytes, bool]], headers: dict[str, str]) -> None:
         super().__init__(None, 200, {**headers, "x-accel-buffering": "no"}, media_type="text/event-stream")
         del self.headers["content-length"]
         self._blocks = blocks
@@ -306,12 +314,14 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async for block in self._blocks:
-                await send({"type": "http.response.body", "body": block, "more_body": True})
+            is_open = True
+            async for block, is_open in self._blocks:
+                await send({"type": "http.response.body", "body": block, "more_body": is_open})
         finally:
             with contextlib.suppress(RuntimeError):  # already closing
                 await self._blocks.aclose()  # type: ignore[attr-defined]
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if is_open:  # nobody was there for an error
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _outcome(error: BaseException | None) -> str | None:

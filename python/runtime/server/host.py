@@ -48,6 +48,7 @@ logger = get_logger(__name__)
 _NUM_OWNER_COLOURS = 24
 _MAX_CELLS = 1 << 14  # of the block map
 _MAX_ROWS = 200  # of the table of requests
+_MAX_HOLD_S = 0.02  # until a request is said to be accepted
 
 
 class EngineHost:
@@ -55,6 +56,8 @@ class EngineHost:
 
     Outputs are gathered by a thread of their own, which also makes their text. One batch is under way at a time: the
     next one is sent once the client has said Ack, so a client that is slower than the engine gets fewer, larger ones.
+    That a request is accepted is said with the next tokens of any, or after a moment: on its own it would wake the
+    client for each request of a burst while it reads the rest.
 
     Args:
         send: takes a message to the client; called by the threads of the host, one at a time.
@@ -67,6 +70,7 @@ class EngineHost:
         self._live: dict[int, _Live] = {}
         self._ready: deque[_Live] = deque()
         self._wake = threading.Event()
+        self._is_urgent = threading.Event()  # more than acceptances
         self._credit = threading.Semaphore(1)
         self._queries: queue.SimpleQueue[Query | None] = queue.SimpleQueue()
         self._closing = False
@@ -113,6 +117,7 @@ class EngineHost:
             live.abort()
         self._queries.put(None)
         self._wake.set()
+        self._is_urgent.set()
         self._credit.release()
 
     def _send(self, message: FromEngine) -> None:
@@ -124,21 +129,25 @@ class EngineHost:
     def _submit(self, message: Submit) -> None:
         live = _Live(message, self._engine, self._mark)
         self._live[message.id] = live
-        live.start()
-        self._mark(live)
+        live.start()  # what comes before it is followed is read with this mark
+        self._mark(live, is_urgent=live.is_refused)
 
-    def _mark(self, live: _Live) -> None:
+    def _mark(self, live: _Live, *, is_urgent: bool = True) -> None:
         """There may be something new; mostly called by the engine thread, once a token."""
         if not live.is_marked:
             live.is_marked = True
             self._ready.append(live)
             self._wake.set()
+        if is_urgent:
+            self._is_urgent.set()
 
     def _send_outputs(self) -> None:
         while True:
             self._wake.wait()
+            self._is_urgent.wait(_MAX_HOLD_S)
             self._credit.acquire()
             self._wake.clear()
+            self._is_urgent.clear()
             if self._closing:
                 return
             events = list(self._gather())
@@ -222,6 +231,10 @@ class _Live:
         """Submits it; a refusal is read as its last event."""
         self._try(self._submit)
 
+    @property
+    def is_refused(self) -> bool:
+        return self._error is not None
+
     def abort(self) -> None:
         self._is_aborted = True
         if self._handle is not None:
@@ -293,7 +306,6 @@ class _Live:
         self._handle = handle
         if self._is_aborted:
             handle.abort()
-        self._mark(self)  # for what came before it was followed
 
     def _try(self, step: Callable[[], None]) -> None:
         try:

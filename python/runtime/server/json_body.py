@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
+from types import TracebackType
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,6 +28,11 @@ _PIECE_BYTES = 128 << 10  # scanned without letting other threads run
 _DISCARD_BYTES, _DISCARD_S = 16 << 20, 0.5  # of a body that is refused
 
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},:"))
+# half of a UTF-16 pair; the other backslashes are gone
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD][89abAB][\da-fA-F]{2}(?!\\u[dD][c-fC-F][\da-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][\da-fA-F]{2})\\u[dD][c-fC-F][\da-fA-F]{2}"
+)
 _AS_STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")  # of the depth, as int8
 
 
@@ -89,7 +96,8 @@ async def read_object(
         raise HttpError(415, f"content-type is {content_type!r}: must be application/json", "unsupported_media_type")
     stream = request.stream()
     try:
-        body = await asyncio.wait_for(_read_body(stream, _length_of(request), max_bytes, lease), timeout_s)
+        async with _Deadline(timeout_s):
+            body = await _read_body(stream, _length_of(request), max_bytes, lease)
     except asyncio.TimeoutError:
         message = f"the body did not arrive within {timeout_s} s"
         raise HttpError(408, message, "body_timeout", headers={"connection": "close"}) from None
@@ -102,6 +110,33 @@ async def read_object(
     if len(body) <= _SMALL_BYTES:
         return understand(parse_object(body))
     return await asyncio.get_running_loop().run_in_executor(parser, lambda: understand(parse_object(body)))
+
+
+class _Deadline:
+    """asyncio.TimeoutError when its block takes longer: asyncio.timeout, which came with Python 3.11.
+
+    Unlike asyncio.wait_for it makes no task, so a body that is there already is read without a turn of the loop.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._has_passed = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._pass, task)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._has_passed and isinstance(error, asyncio.CancelledError):
+            raise asyncio.TimeoutError from error
+
+    def _pass(self, task: asyncio.Task[Any]) -> None:
+        self._has_passed = True
+        task.cancel()
 
 
 def _length_of(request: Request) -> int:
@@ -145,10 +180,21 @@ def parse_object(body: bytes) -> dict[str, Any]:
         check_structure(body)
         found = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise HttpError(400, f"the body is not JSON: {str(error)[:200]}", "invalid_json") from None
+        found = _lone_surrogate(body, str(error)) or str(error)[:200]
+        raise HttpError(400, f"the body is not JSON: {found}", "invalid_json") from None
     if not isinstance(found, dict):
         raise HttpError(400, f"the body is {_kind(found)}: must be a JSON object", "invalid_json")
     return found
+
+
+def _lone_surrogate(body: bytes, error: str) -> str | None:
+    """What msgspec calls an invalid pair or, when the body has no room for the other half, truncated."""
+    if "surrogate" not in error and not ("truncated" in error and body.rstrip().endswith(b"}")):
+        return None
+    found = _LONE_SURROGATE.search(body.replace(b"\\\\", b"  "))  # of the same length
+    if found is None:
+        return None
+    return f"{found[0].decode()} (byte {found.start()}) is half of a surrogate pair: leave it out, or send \\ufffd"
 
 
 def is_shallow(body: bytes, max_depth: int = MAX_DEPTH) -> bool:

@@ -29,9 +29,9 @@ async def stats(request: Request) -> Response:
     return Response(msgspec.json.encode(await _snapshot(serving, with_blocks)), media_type="application/json")
 
 
-async def _events(serving: Serving, request: Request, with_blocks: bool) -> AsyncIterator[bytes]:
+async def _events(serving: Serving, request: Request, with_blocks: bool) -> AsyncIterator[tuple[bytes, bool]]:
     while not serving.is_closing.is_set() and not await request.is_disconnected():
-        yield b"data: " + msgspec.json.encode(await _snapshot(serving, with_blocks)) + b"\n\n"
+        yield b"data: " + msgspec.json.encode(await _snapshot(serving, with_blocks)) + b"\n\n", True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(serving.is_closing.wait(), _INTERVAL_S)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 
@@ -33,9 +35,44 @@ class FieldFormatter(logging.Formatter):
         return msgspec.json.encode(found).decode()
 
 
+class TurnHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes what one turn of the event loop logs at once: requests end in bursts, and each write wakes a reader.
+
+    Warnings, and what is logged without a loop, are written immediately.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record) + self.terminator)
+            loop = _running_loop()
+            if loop is None or record.levelno >= logging.WARNING:
+                self.flush()
+            elif len(self._lines) == 1:
+                loop.call_soon(self.flush)
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            lines, self._lines = self._lines, []
+            self.stream.write("".join(lines))
+            super().flush()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def set_up_logging(level: str, *, as_json: bool) -> None:
     """The package's log, and warnings of the HTTP library, on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = TurnHandler(sys.stderr)
     handler.setFormatter(FieldFormatter(as_json=as_json))
     for name, threshold in (("runtime", level.upper()), ("uvicorn", "ERROR")):
         logger = logging.getLogger(name)

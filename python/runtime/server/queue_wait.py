@@ -45,6 +45,10 @@ class QueueWait:
         while len(self._starts) > _NUM_STARTS and self._starts[1] < self._busy_s - _SPAN_S:
             self._starts.popleft()
 
+    def has(self, request_id: int) -> bool:
+        """Whether it waits for its first token."""
+        return request_id in self._waiting
+
     def leave(self, request_id: int) -> int:
         """It ended without one; how many completions waited. Idempotent."""
         self._advance()

@@ -22,12 +22,15 @@ from runtime.server.metrics import ServerMetrics
 from runtime.server.overload import MAX_WAIT_S, Overload
 from runtime.server.protocol import Parsed
 from runtime.server.tool_caller import ToolCaller
+from runtime.server.turnstile import Turnstile
 from runtime.start_timer import StartTimer
 from runtime.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
 _NUM_TEXT_THREADS = 2
+_SHORT_TEXT = 2048  # characters or tokens: a fraction of a millisecond
+_MAX_STARTS_A_TURN = 16  # requests that are read, tokenised and sent to the engine, a fraction of a millisecond each
 _MAX_PING_INTERVAL_S = 1.0
 _MAX_SILENCE_S = 10.0
 _MAX_RETRY_AFTER_S = 60
@@ -65,6 +68,7 @@ class Serving:
         self._busy_s = 0.0
         self._overload = Overload(engine.queue_wait)
         self._bodies = BodyBudget(config.max_pending_body_bytes)
+        self._starts = Turnstile(_MAX_STARTS_A_TURN)
         self._text_threads = ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="runtime-text")
         self._json_thread = ThreadPoolExecutor(1, thread_name_prefix="runtime-json")
 
@@ -90,6 +94,13 @@ class Serving:
         """Work on text, beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._text_threads, function)
 
+    async def on_text(self, length: int, function: Callable[[], T]) -> T:
+        """Work on so many characters or tokens; beside the event loop unless they are few.
+
+        A thread's answer waits for a turn of the loop, in which a burst of other requests may be ahead.
+        """
+        return function() if length <= _SHORT_TEXT else await self.in_thread(function)
+
     async def decode_each(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token alone."""
         tokenizer = self.tokenizer
@@ -103,6 +114,7 @@ class Serving:
         """
         config, lease = self.config, self._bodies.lease()
         request.scope["state"]["body"] = lease
+        await self._starts.enter()
         return await read_object(
             request,
             understand,
