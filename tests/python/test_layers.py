@@ -105,7 +105,7 @@ def test_model_files_stay_short():
     assert lengths and not {name: n for name, n in lengths.items() if n >= 150}
 
 
-FORBIDDEN_MODULES = {"pickle", "marshal", "dill", "shelve", "cloudpickle", "yaml"}
+FORBIDDEN_MODULES = {"pickle", "pickletools", "marshal", "dill", "shelve", "cloudpickle", "yaml"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 
 

@@ -9,7 +9,6 @@ https://docs.pytorch.org/docs/main/notes/serialization.html describes the format
 from __future__ import annotations
 
 import math
-import pickletools
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..errors import ModelFormatError, shorten
 from .safetensors_header import MAX_DIMENSIONS, TensorInfo
+from .torch_opcodes import opcodes
 
 MAX_DESCRIPTION_BYTES = 64 << 20
 _LOCAL_HEADER_BYTES = 30  # of an entry of a zip, before its name and its extra field
@@ -156,11 +156,10 @@ class _Interpreter:
         self._memo: dict[int, Any] = {}
 
     def run(self, program: bytes) -> object:
-        for opcode, argument, _ in pickletools.genops(program):
-            if opcode.name == "STOP":
-                return self._stack.pop()
-            self._step(opcode.name, argument)
-        raise ValueError("it has no end")
+        for name, argument in opcodes(program):
+            if name != "STOP":
+                self._step(name, argument)
+        return self._stack.pop()
 
     def _step(self, name: str, argument: Any) -> None:
         if name in _VALUES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import abstractmethod
 from typing import Any
 
 import h11
@@ -44,9 +45,9 @@ class _Deadlines:
         self._write_timer: asyncio.TimerHandle | None = None
 
     @property
+    @abstractmethod
     def awaits_headers(self) -> bool:
         """Between an answer and the headers of the next request."""
-        raise NotImplementedError
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)  # type: ignore[misc]
