@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
+from schedules import under_each_schedule
 
 from runtime import LLM, SamplingParams, StructuredOutputsParams
-from runtime.engine import Knobs
 from runtime.errors import InvalidRequestError
 
 PROMPTS = [[17 + i, 18, 19, 20 + i, *range(40, 40 + 5 * i)] for i in range(8)]
@@ -122,16 +122,7 @@ def each_alone(tiny_llama, taken):
         return alone(llm, mixed(taken))
 
 
-@pytest.mark.parametrize(
-    "arguments, knobs",
-    [
-        ({}, Knobs()),
-        ({"max_num_batched_tokens": 16, "max_num_seqs": 4}, Knobs(num_steps_in_flight=2)),
-        ({"max_num_batched_tokens": 24}, Knobs(preempt_every=2, num_steps_in_flight=2)),
-        ({"num_kv_blocks": 64, "admission": "none"}, Knobs(num_steps_in_flight=2)),
-    ],
-    ids=["batch", "chunks-async", "preempt-async", "few-blocks-async"],
-)
+@under_each_schedule
 def test_batch_chunks_preemption_and_depth_change_nothing(tiny_llama, taken, each_alone, arguments, knobs):
     with LLM._with_knobs(knobs, str(tiny_llama), **{**SMALL, **arguments}) as llm:
         assert outputs_of(llm, mixed(taken)) == each_alone

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from random_schemas import random_object, random_schema
 from ranks import stat, wait_until
+from schedules import under_each_schedule
 
 from runtime import LLM, SamplingParams, StructuredOutputsParams
 from runtime.engine import Knobs
@@ -110,16 +111,7 @@ def each_alone(tiny_llama):
         return [outputs_of(llm, [i])[0] for i in range(len(MIXED))]
 
 
-@pytest.mark.parametrize(
-    "arguments, knobs",
-    [
-        ({}, Knobs()),
-        ({"max_num_batched_tokens": 16, "max_num_seqs": 4}, Knobs(num_steps_in_flight=2)),
-        ({"max_num_batched_tokens": 24}, Knobs(preempt_every=2, num_steps_in_flight=2)),
-        ({"num_kv_blocks": 64, "admission": "none"}, Knobs(num_steps_in_flight=2)),
-    ],
-    ids=["batch", "chunks-async", "preempt-async", "few-blocks-async"],
-)
+@under_each_schedule
 def test_batch_chunks_preemption_and_depth_change_nothing(tiny_llama, each_alone, arguments, knobs):
     with LLM._with_knobs(knobs, str(tiny_llama), **{**SMALL, **arguments}) as llm:
         assert outputs_of(llm) == each_alone
